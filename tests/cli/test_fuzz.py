@@ -1,0 +1,146 @@
+"""`trio-overlay fuzz`: what it finds, what it prints, and that both can be had again."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_overlay.cli import main
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.testing.fuzz import fuzz
+from trio_overlay.testing.story import Story
+from trio_overlay.testing.tree import TreeMachine
+
+
+def run_fuzz(*arguments: object) -> int:
+    return main(["fuzz", *map(str, arguments)])
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A bug: an orphan goes on as if nothing had happened."""
+    monkeypatch.setattr(TreeNode, "_cut_off", lambda _self: None)
+    return monkeypatch
+
+
+def test_no_failure_is_said_and_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_fuzz("--examples", 3, "--steps", 5, "--seed", 1) == 0
+    said = capsys.readouterr()
+    assert re.fullmatch(r"seed 1: \d+ stories, \d+ steps\nno failure\n", said.out)
+    assert said.err == ""
+
+
+def test_a_planted_bug_is_found_shrunk_and_replayed(
+    planted: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    planted.chdir(tmp_path)
+    assert run_fuzz("--overlay", "tree", "--examples", 200, "--steps", 8, "--seed", 1) == 1
+    said = capsys.readouterr().out
+    assert "an orphan, takes children" in said
+    assert "\x1b" not in said  # no colour and no progress when piped
+    path = tmp_path / "tree-fuzz-story.txt"
+    story = Story.parse(path.read_text())
+    assert 1 <= len(story.steps) <= 6
+    assert f"\n{story}\n" in said
+    command = f"trio-overlay fuzz --overlay tree --replay {path.name}"
+    assert said.endswith(f"to replay it: {command}\n")
+
+    assert main(command.split()[1:]) == 1
+    again = capsys.readouterr()
+    assert "an orphan, takes children" in again.out
+    assert "Traceback" in again.err
+    planted.undo()
+    assert run_fuzz("--replay", path) == 0
+    assert capsys.readouterr().out.startswith(f"no failure: {len(story.steps)} steps, ")
+
+
+def test_one_seed_tells_the_same_stories_and_another_tells_others() -> None:
+    def stories_of(seed: int) -> list[str]:
+        told: list[str] = []
+
+        class Eavesdropped(TreeMachine):
+            def teardown(self) -> None:
+                super().teardown()
+                told.append(str(self.story))
+
+        run = fuzz(Eavesdropped, seed=seed, max_examples=4, max_steps=4)
+        assert run.failure is None
+        assert len(told) == run.count_stories >= 4
+        return told
+
+    first = stories_of(1)
+    assert stories_of(1) == first
+    assert stories_of(2) != first
+
+
+def test_time_ends_it_after_the_story_that_is_being_told() -> None:
+    run = fuzz(TreeMachine, seed=1, max_examples=None, max_seconds=1e-9)
+    assert run.count_stories == 1
+    assert run.failure is None
+    assert run.story is None
+
+
+def test_the_machine_may_be_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_machine.py").write_text(
+        """\
+from hypothesis.stateful import invariant
+from trio_overlay.testing.tree import TreeMachine
+
+class Lonely(TreeMachine):
+    max_nodes = 2
+
+    @invariant()
+    def nobody_comes(self):
+        assert not hasattr(self, "story") or len(self.world.lives) == 0, "somebody came"
+"""
+    )
+    saved = tmp_path / "saved.txt"
+    arguments = ("--steps", 3, "--seed", 1, "--save", saved)
+    assert run_fuzz("--overlay", "own_machine:Lonely", *arguments) == 1
+    said = capsys.readouterr().out
+    assert "AssertionError: somebody came\n" in said
+    # `replay` knows the world, not what the machine alone holds.
+    assert "it does not fail when replayed" in said
+    assert [step.verb for step in Story.parse(saved.read_text()).steps] == ["joins"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--overlay", "ring"), "an overlay is tree, or MODULE:CLASS, not 'ring'"),
+        (("--overlay", "no_such:Thing"), "there is no no_such:Thing"),
+        (("--overlay", "pathlib:Nothing"), "there is no pathlib:Nothing"),
+        (("--overlay", "pathlib:Path"), "pathlib:Path is no class of machines"),
+        (("--replay", "no-such-file"), "no-such-file is no story"),
+        (("--replay", "README.md"), "README.md is no story: line 1: a step is like"),
+    ],
+)
+def test_what_cannot_be_is_2_and_one_line(
+    arguments: tuple[str, ...],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "README.md").write_text("Once upon a time\n")
+    monkeypatch.chdir(tmp_path)
+    assert run_fuzz(*arguments) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+
+
+def test_without_hypothesis_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    assert run_fuzz() == 2
+    assert "pip install 'trio-overlay[testing]'" in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""The JavaScript originals among themselves: what the other tests here stand on."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.interop.node import (
+    VARIANTS,
+    NodeFailed,
+    NodeProcess,
+    open_node_process,
+    open_original_server,
+)
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
+async def test_client_and_root_talk_both_ways(variant: tuple[str, ...]) -> None:
+    async with open_original_server() as host, open_node_process("client.js", host, *variant) as js:
+        await js.send("root", secret="secret")
+        await js.wait_for("root")
+        await js.send("connect", peer="joiner")
+        origin = (await js.wait_for("request"))["origin"]
+        await js.wait_for("connect", peer="joiner")
+        await js.wait_for("connect", peer=origin)
+        await js.send("send", peer="joiner", data="ping ✓")
+        await js.wait_for("data", peer=origin, data="ping ✓")
+        await js.send("send", peer=origin, base64="AP//")
+        await js.wait_for("data", peer="joiner", base64="AP//")
+        await js.send("destroy", peer="joiner")
+        await js.wait_for("close", peer=origin)
+
+
+async def test_tree_delegates_to_the_child_of_a_full_root() -> None:
+    async with open_original_server() as host, open_node_process("tree.js", host) as js:
+        await js.send("root", node="root", secret="secret", maxDegree=1)
+        await js.wait_for("root")
+        await js.send("join", node="middle", maxDegree=1)
+        await js.wait_for("parent-connect", node="middle")
+        await js.wait_for("child-connect", node="root")
+        await js.send("join", node="leaf", maxDegree=1)
+        await js.wait_for("parent-connect", node="leaf")
+        leaf = (await js.wait_for("child-connect", node="middle"))["id"]
+        await js.send("send", node="middle", to=leaf, data={"n": [1, None]})
+        await js.wait_for("data", node="leaf", source="parent", data={"n": [1, None]})
+        await js.send("state", node="middle")
+        state = await js.wait_for("state", node="middle")
+        assert state["children"] == [leaf]
+        assert state["parent"]
+
+
+async def connect_pair(js: NodeProcess) -> str:
+    await js.send("root", node="root", secret="secret", maxDegree=1)
+    await js.wait_for("root")
+    await js.send("join", node="child", maxDegree=1)
+    await js.wait_for("parent-connect", node="child")
+    child = (await js.wait_for("child-connect", node="root"))["id"]
+    assert isinstance(child, str)
+    return child
+
+
+async def test_a_tree_node_that_throws_on_an_unknown_frame_fails_the_test() -> None:
+    async with open_original_server() as host:
+        with pytest.raises(NodeFailed, match="Invalid message type"):
+            async with open_node_process("tree.js", host) as js:
+                child = await connect_pair(js)
+                await js.send("raw", node="root", to=child, frame='{"type":"HEARTBEAT"}')
+                await trio.sleep_forever()  # the death of the process must end this
+
+
+async def test_a_death_that_nobody_waits_for_fails_the_test_all_the_same() -> None:
+    with pytest.raises(NodeFailed, match="unknown command"):
+        async with open_node_process("server.js") as server:
+            await server.wait_for("listening")
+            await server.send("nonsense")
+
+
+async def test_a_killed_process_is_no_failure() -> None:
+    async with open_node_process("server.js") as server:
+        await server.wait_for("listening")
+        server.kill()
+        with pytest.raises(AssertionError, match=r"no .*never"):
+            await server.wait_for("never")
+
+
+async def test_an_event_that_does_not_come_is_told_with_those_that_did() -> None:
+    async with open_node_process("server.js") as server:
+        with pytest.raises(AssertionError, match=r"no .*nothing.*listening"):
+            await server.wait_for("nothing", timeout=1)

@@ -1,0 +1,252 @@
+"""Trees of our nodes and the original's, on our bootstrap server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from tests.interop.ends import SECRET, open_server
+from tests.interop.node import Event, NodeProcess, open_node_process
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import NotSupported
+from trio_overlay.nodes.tree import ChildClose, ChildConnect, TreeNode, open_tree_node
+from trio_overlay.nodes.tree_channel import TreeChannel
+
+pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
+
+PATIENCE = 60.0
+"""Seconds for ten nodes to join, on a machine with other things to do."""
+
+
+@dataclass
+class MixedTree:
+    """Nodes of both kinds by their names, all on one server; `grow` adds some at once."""
+
+    host: str
+    js: NodeProcess
+    max_degree: int
+    nursery: trio.Nursery
+    ours: dict[str, TreeNode] = field(default_factory=dict)
+    originals: list[str] = field(default_factory=list)
+    root: str = ""
+
+    async def plant(self, name: str) -> None:
+        """Make the root, one of the original's if its *name* begins with "js"."""
+        self.root = name
+        if name.startswith("js"):
+            self.originals.append(name)
+            await self.js.send("root", node=name, secret=SECRET, maxDegree=self.max_degree)
+            await self.js.wait_for("root", node=name)
+        else:
+            node = await self.nursery.start(self._hold, name)
+            await node.become_root(SECRET)
+
+    async def grow(self, *names: str) -> None:
+        """Let nodes join, all at once, as in `plant`; returns when all have parents."""
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                for name in names:
+                    nursery.start_soon(self._join, name)
+
+    async def _join(self, name: str) -> None:
+        if name.startswith("js"):
+            self.originals.append(name)
+            await self.js.send("join", node=name, maxDegree=self.max_degree)
+            await self.js.wait_for("parent-connect", node=name, timeout=PATIENCE)
+        else:
+            node = await self.nursery.start(self._hold, name)
+            await node.join()
+
+    async def _hold(self, name: str, *, task_status: trio.TaskStatus[TreeNode]) -> None:
+        async with open_tree_node(self.host, max_degree=self.max_degree) as node:
+            self.ours[name] = node
+            task_status.started(node)
+            await trio.sleep_forever()
+
+    async def check_links(self) -> dict[str, str]:
+        """Each node's parent, by names, found by a word up each link and an answer down it.
+
+        Fails unless every node but the root has one, and each answer reaches who asked.
+        """
+        parents: dict[str, str] = {}
+        answered: set[str] = set()
+        expected = {*self.ours, *self.originals} - {self.root}
+        done = trio.Event()
+
+        def note(name: str, data: object, *, is_parent: bool) -> str | None:
+            """Take what *name* got; the child to be answered, if it came from one."""
+            assert isinstance(data, dict)
+            if is_parent:
+                assert data == {"down": name}
+                assert name not in answered
+                answered.add(name)
+                if answered == expected:
+                    done.set()
+                return None
+            child = data["up"]
+            assert child not in parents
+            parents[child] = name
+            return str(child)
+
+        async def read_ours(name: str, node: TreeNode) -> None:
+            async for message in node.messages:
+                child = note(name, message.data, is_parent=message.is_parent)
+                if child is not None:
+                    await message.channel.send({"down": child})
+
+        async def read_originals() -> None:
+            while True:
+                event = await self.js.wait_for("data", timeout=PATIENCE)
+                name, source = event["node"], event["source"]
+                child = note(name, event["data"], is_parent=source == "parent")
+                if child is not None:
+                    await self.js.send("send", node=name, to=source, data={"down": child})
+
+        with trio.fail_after(PATIENCE):
+            async with open_background_nursery() as nursery:
+                nursery.start_soon(read_originals)
+                for name, node in self.ours.items():
+                    nursery.start_soon(read_ours, name, node)
+                for name in expected:
+                    if name in self.ours:
+                        parent = self.ours[name].parent
+                        assert parent is not None
+                        await parent.send({"up": name})
+                    else:
+                        await self.js.send("send", node=name, to="parent", data={"up": name})
+                await done.wait()
+        assert set(parents) == expected
+        for parent_name in parents.values():
+            assert list(parents.values()).count(parent_name) <= self.max_degree
+        for name in expected:
+            assert self._path(name, parents)[-1] == self.root
+        return parents
+
+    @staticmethod
+    def _path(name: str, parents: dict[str, str]) -> list[str]:
+        path = [name]
+        while path[-1] in parents:
+            assert len(path) <= len(parents), "a cycle"
+            path.append(parents[path[-1]])
+        return path
+
+
+@asynccontextmanager
+async def open_mixed_tree(
+    *, max_degree: int = 2, whose_server: str = "ours", variant: tuple[str, ...] = ()
+) -> AsyncIterator[MixedTree]:
+    async with (
+        open_server(whose_server) as host,
+        open_node_process("tree.js", host, *variant) as js,
+        open_background_nursery() as nursery,
+    ):
+        yield MixedTree(host, js, max_degree, nursery)
+
+
+async def first_child(node: TreeNode) -> TreeChannel:
+    with trio.fail_after(PATIENCE):
+        while True:
+            event = await node.events.receive()
+            if isinstance(event, ChildConnect):
+                return event.channel
+
+
+ORIGINALS = [f"js{number}" for number in range(9)]
+OURS = [f"our{number}" for number in range(9)]
+
+
+@pytest.mark.parametrize("variant", [(), ("--simple-peer", "9", "--no-trickle")], ids=" ".join)
+async def test_originals_under_our_root(variant: tuple[str, ...]) -> None:
+    async with open_mixed_tree(variant=variant) as tree:
+        await tree.plant("our root")
+        await tree.grow(*ORIGINALS)
+        await tree.check_links()
+
+
+@pytest.mark.parametrize("whose_server", ["original", "ours"])
+async def test_our_nodes_under_the_original_root(whose_server: str) -> None:
+    async with open_mixed_tree(whose_server=whose_server) as tree:
+        await tree.plant("js root")
+        await tree.grow(*OURS)
+        await tree.check_links()
+
+
+async def test_our_nodes_below_originals_in_the_middle_of_our_tree() -> None:
+    async with open_mixed_tree() as tree:
+        await tree.plant("our root")
+        await tree.grow("js left", "js right")
+        await tree.grow(*OURS[:7])
+        parents = await tree.check_links()
+        assert parents["js left"] == parents["js right"] == "our root"
+        assert "our root" not in [parents[name] for name in OURS[:7]]
+
+
+async def test_all_kinds_joining_at_once() -> None:
+    async with open_mixed_tree() as tree:
+        await tree.plant("our root")
+        await tree.grow(*OURS[:5], *ORIGINALS[:4])
+        await tree.check_links()
+
+
+async def test_what_our_nodes_understand_comes_through_an_original_between_them() -> None:
+    async with open_mixed_tree(max_degree=1) as tree:
+        await tree.plant("our root")
+        for name in ("js middle", "upper", "lower"):
+            await tree.grow(name)
+        upper, lower = tree.ours["upper"], tree.ours["lower"]
+        assert upper.parent is not None
+        assert lower.parent is not None
+        assert upper.parent.extensions == frozenset()
+        child = await first_child(upper)
+        assert child.extensions == lower.parent.extensions != frozenset()
+
+
+async def test_an_original_is_asked_for_nothing_that_it_does_not_know() -> None:
+    async with open_mixed_tree(max_degree=1) as tree:
+        await tree.plant("our root")
+        await tree.grow("js middle")
+        child = await first_child(tree.ours["our root"])
+        with pytest.raises(NotSupported):
+            async with child.open_channel():
+                raise AssertionError
+        await child.send("ping")  # it would have thrown by now
+        await tree.js.wait_for("data", node="js middle", data="ping")
+
+
+async def test_an_original_is_not_told_that_a_delegated_request_is_withdrawn() -> None:
+    async with open_mixed_tree(max_degree=1) as tree:
+        await tree.plant("our root")
+        await tree.grow("js middle")
+        child = await first_child(tree.ours["our root"])
+        async with open_tree_node(tree.host) as node, open_background_nursery() as nursery:
+            nursery.start_soon(node.join)
+            state: Event = {"candidates": []}
+            while not state["candidates"]:
+                await tree.js.send("state", node="js middle")
+                state = await tree.js.wait_for("state")
+        await trio.testing.wait_all_tasks_blocked(0.1)  # the withdrawal has come to our root
+        await child.send("ping")
+        await tree.js.wait_for("data", node="js middle", data="ping")
+
+
+async def test_each_side_is_told_when_the_other_leaves() -> None:
+    async with open_mixed_tree() as tree:
+        await tree.plant("our root")
+        await tree.grow("js child", "js other")
+        root = tree.ours["our root"]
+        events = root.events
+        with trio.fail_after(PATIENCE):
+            connected = [await events.receive(), await events.receive()]
+            assert all(isinstance(event, ChildConnect) for event in connected)
+            await tree.js.send("close", node="js child")
+            gone = await events.receive()
+            assert isinstance(gone, ChildClose)
+            assert gone.reason
+            assert root.children_count == 1
+            await root.aclose()
+        await tree.js.wait_for("parent-close", node="js other")

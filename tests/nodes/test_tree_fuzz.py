@@ -1,0 +1,38 @@
+"""Any interleaving of joins, leaves, crashes and cancelled joins keeps the tree's promises.
+
+`HYPOTHESIS_PROFILE=long` looks much longer; `ci` tells the same stories every time.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+from trio_overlay.testing.tree import TreeMachine
+
+BOUNDED = 30
+"""Stories in an ordinary run: about ten seconds for both tests."""
+
+
+class Troubled(TreeMachine):
+    """Stories of nodes that are crashed, cut off and frozen, too."""
+
+
+class Peaceful(TreeMachine):
+    """Without cuts and silence more nodes are alive at a time, and promises are stricter."""
+
+    has_faults = False
+
+
+def how_long() -> settings:
+    profile = settings()
+    is_long = profile.max_examples > 1_000
+    return settings(
+        stateful_step_count=60 if is_long else 30,
+        max_examples=profile.max_examples if is_long else BOUNDED,
+    )
+
+
+TestTree = Troubled.TestCase
+TestTree.settings = how_long()
+TestPeacefulTree = Peaceful.TestCase
+TestPeacefulTree.settings = how_long()

@@ -1,0 +1,324 @@
+"""Every part that a node can play may be cancelled at any checkpoint, and nothing is left of it.
+
+After each cancellation, on the virtual network: no task, no connection, no place, nothing in
+the server's tables; and others still join.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+
+from trio_overlay.channels.network import UpgradeRequest
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
+from trio_overlay.protocol.bootstrap import JOIN_PATH
+from trio_overlay.signaling.server import SignalingServer
+from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_checkpoint
+from trio_overlay.testing.determinism import virtual_test
+from trio_overlay.testing.network import VirtualNetwork
+
+SECRET = "secret"
+AUTHORITY = "server:5000"
+REQUEST_TIMEOUT = 10.0
+SETTLING = 3.0
+"""Seconds in which farewells have arrived everywhere."""
+
+
+class World:
+    """A server, and nodes that have one place each: the second child goes through a hop."""
+
+    def __init__(self, network: VirtualNetwork, server: SignalingServer) -> None:
+        self.network = network
+        self.server = server
+        self.nodes: dict[str, TreeNode] = {}
+        self.endings: dict[str, trio.Event] = {}
+
+    @asynccontextmanager
+    async def open(self, name: str) -> AsyncIterator[TreeNode]:
+        async with open_tree_node(
+            AUTHORITY,
+            max_degree=1,
+            request_timeout=REQUEST_TIMEOUT,
+            network=self.network.host(name),
+            rng=random.Random(name),
+        ) as node:
+            self.nodes[name] = node
+            try:
+                # Cancelled here, `join` would call it a node that has left, and not `Cancelled`.
+                await trio.lowlevel.checkpoint()
+                yield node
+            finally:
+                del self.nodes[name]
+
+    async def try_to_join(self, name: str) -> None:
+        """Live as a node until cancelled; its ending is set when its join is over, well or not."""
+        async with self.open(name) as node:
+            with suppress(OutcomeError):
+                await node.join()
+            self.endings[name].set()
+            await trio.sleep_forever()
+
+    def places(self) -> object:
+        """What must be as before at once, when somebody is gone."""
+        taken = {
+            name: (node.children_count, node._branch.applicants)
+            for name, node in self.nodes.items()
+        }
+        return taken, dict(self.network.count_open()), self.server.status()
+
+    def requests(self) -> object:
+        """What must be as before when the time of a request is over."""
+        return {
+            name: (node._branch.requests, len(node._requests)) for name, node in self.nodes.items()
+        }
+
+
+@asynccontextmanager
+async def open_world() -> AsyncIterator[World]:
+    server = SignalingServer(SECRET, rng=random.Random(1))
+    async with VirtualNetwork(1) as network:
+        async with open_background_nursery() as nursery:
+            await nursery.start(server.run)
+            network.listen(AUTHORITY, server.handle_upgrade)
+            yield World(network, server)
+        await trio.sleep(1)
+    network.assert_quiet()
+
+
+@asynccontextmanager
+async def unchanged(world: World, *, soon: bool = True) -> AsyncIterator[None]:
+    """After the block all is as before, and somebody else can join.
+
+    Not *soon* means only when the time of a request is over: see
+    `test_a_node_that_leaves_does_not_leave_places_taken`.
+    """
+    await trio.sleep(REQUEST_TIMEOUT + SETTLING)
+    places, requests = world.places(), world.requests()
+    yield
+    await trio.sleep(SETTLING)
+    if soon:
+        assert world.places() == places
+    else:
+        await trio.sleep(REQUEST_TIMEOUT)
+    with trio.fail_after(REQUEST_TIMEOUT):
+        async with world.open("latecomer") as node:
+            await node.join()
+    await trio.sleep(REQUEST_TIMEOUT + SETTLING)
+    assert (world.places(), world.requests()) == (places, requests)
+
+
+async def joining(trial: Trial) -> None:
+    async with open_world() as world, world.open("root") as root:
+        await root.become_root(SECRET)
+        async with unchanged(world):
+            with trial.under_test():
+                async with world.open("n1") as node:
+                    await node.join()
+        assert trial.list_tasks_left() == []
+
+
+async def joining_through_a_hop(trial: Trial) -> None:
+    async with open_world() as world, world.open("root") as root, world.open("hop") as hop:
+        await root.become_root(SECRET)
+        await hop.join()
+        async with unchanged(world):
+            with trial.under_test():
+                async with world.open("n1") as node:
+                    await node.join()
+        assert trial.list_tasks_left() == []
+
+
+async def being_a_parent(trial: Trial) -> None:
+    await with_others_below(trial, "child")
+
+
+async def being_a_hop(trial: Trial) -> None:
+    await with_others_below(trial, "child", "grandchild")
+
+
+async def with_others_below(trial: Trial, *names: str) -> None:
+    """A node is cancelled while *names*, one after the other, join below it."""
+    async with open_world() as world, world.open("root") as root:
+        await root.become_root(SECRET)
+        async with unchanged(world, soon=False), open_background_nursery() as nursery:
+            with trial.under_test():
+                async with world.open("n1") as node:
+                    await node.join()
+                    for name in names:
+                        ended = world.endings[name] = trio.Event()
+                        nursery.start_soon(world.try_to_join, name)
+                        await ended.wait()
+            with trio.fail_after(REQUEST_TIMEOUT + SETTLING):  # others are unharmed
+                for ended in world.endings.values():
+                    await ended.wait()
+        assert trial.list_tasks_left() == []
+
+
+async def becoming_root(trial: Trial) -> None:
+    async with open_world() as world:
+        before = world.places()
+        with trial.under_test():
+            async with world.open("former") as former:
+                await former.become_root(SECRET)
+        await trio.sleep(SETTLING)
+        assert trial.list_tasks_left() == []
+        assert world.places() == before
+        async with world.open("root") as root:
+            await root.become_root(SECRET)
+            async with unchanged(world):
+                pass
+
+
+async def leaving(trial: Trial) -> None:
+    async with open_world() as world, world.open("root") as root:
+        await root.become_root(SECRET)
+        async with unchanged(world), world.open("n1") as node:
+            await node.join()
+            with trial.under_test():
+                await node.aclose()
+        assert trial.list_tasks_left() == []
+
+
+async def serving(trial: Trial) -> None:
+    """The server is shut down: it has a root, somebody idle, and one whose handshake goes on."""
+    server: SignalingServer | None = None
+    endings: dict[str, str] = {}
+    is_registered, is_idle = trio.Event(), trio.Event()
+    async with VirtualNetwork(1) as network, open_background_nursery() as clients:
+
+        async def be_root() -> None:
+            host, rng = network.host("root"), random.Random("root")
+            async with open_tree_node(AUTHORITY, network=host, rng=rng) as node:
+                while not node.is_root:
+                    with suppress(OutcomeError):
+                        await node.become_root(SECRET)
+                is_registered.set()
+                await trio.sleep_forever()
+
+        async def be_idle() -> None:
+            url = f"ws://{AUTHORITY}{JOIN_PATH}"
+            try:
+                async with network.host("idle").dial(url) as channel:
+                    is_idle.set()
+                    while True:
+                        await channel.receive()
+            except (trio.EndOfChannel, trio.BrokenResourceError):
+                endings["idle"] = "closed"
+            except OutcomeError:
+                endings["idle"] = "turned away"
+                is_idle.set()
+
+        async def try_to_join(name: str) -> None:
+            host, rng = network.host(name), random.Random(name)
+            async with open_tree_node(AUTHORITY, network=host, rng=rng) as node:
+                try:
+                    await node.join()
+                    endings[name] = "joined"
+                except OutcomeError:
+                    endings[name] = "refused"
+                ended[name].set()
+                await trio.sleep_forever()
+
+        ended = {name: trio.Event() for name in ("n1", "latecomer")}
+        clients.start_soon(be_root)
+        with trial.under_test():
+            async with serve(network) as server:
+                await is_registered.wait()
+                clients.start_soon(be_idle)
+                await is_idle.wait()
+                clients.start_soon(try_to_join, "n1")
+                await ended["n1"].wait()
+        await trio.sleep(SETTLING)
+        assert AUTHORITY not in network.count_open(), network.list_open()
+        if server is not None:
+            figures = server.status()
+            assert (figures["roots"], figures["prospects"], figures["held"]) == (0, 0, 0)
+        assert not network.count_dials["idle"] or "idle" in endings
+        assert trial.is_cancelled or endings == {"idle": "closed", "n1": "joined"}
+        async with serve(network):
+            with trio.fail_after(60):  # the root finds the next server by itself
+                await is_registered.wait()
+                clients.start_soon(try_to_join, "latecomer")
+                await ended["latecomer"].wait()
+        assert endings["latecomer"] == "joined"
+        clients.cancel_scope.cancel()
+    assert trial.list_tasks_left() == []
+    network.assert_quiet()
+
+
+@asynccontextmanager
+async def serve(network: VirtualNetwork) -> AsyncIterator[SignalingServer]:
+    """A server whose tasks, those of its clients included, belong to whoever opens it."""
+    server = SignalingServer(SECRET, rng=random.Random(1))
+    async with open_background_nursery() as nursery:
+
+        async def handle(request: UpgradeRequest) -> None:
+            done = trio.Event()
+
+            async def handle_here() -> None:
+                try:
+                    await server.handle_upgrade(request)
+                finally:
+                    done.set()
+
+            nursery.start_soon(handle_here)
+            await done.wait()
+
+        await nursery.start(server.run)
+        listening = network.listen(AUTHORITY, handle)
+        try:
+            yield server
+        finally:
+            listening.close()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "least"),
+    [
+        (joining, 20),
+        (joining_through_a_hop, 20),
+        (being_a_parent, 30),
+        (being_a_hop, 40),
+        (becoming_root, 5),
+        (leaving, 1),
+        (serving, 30),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_nothing_is_left_wherever_it_is_cancelled(scenario: Scenario, least: int) -> None:
+    assert cancel_at_every_checkpoint(scenario) >= least
+
+
+@virtual_test
+async def test_a_node_that_leaves_does_not_leave_places_taken() -> None:
+    """Its parent places again what it had delegated to it, those long connected as well."""
+    async with open_world() as world, world.open("root") as root:
+        await root.become_root(SECRET)
+        async with open_background_nursery() as nursery:
+            async with world.open("n1") as node:
+                await node.join()
+                world.endings["child"] = trio.Event()
+                nursery.start_soon(world.try_to_join, "child")
+                await world.endings["child"].wait()
+                await trio.sleep(1)
+                assert node.children_count == 1
+            await trio.sleep(SETTLING)
+            assert root._branch.applicants == ()
+
+
+@virtual_test
+async def test_a_join_cancelled_before_it_begins_is_cancelled() -> None:
+    async with open_world() as world:
+        with trio.CancelScope() as scope:
+            async with open_tree_node(AUTHORITY, network=world.network.host("n1")) as node:
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(1)  # the node's own tasks are cancelled, and it has left
+                await node.join()
+        assert scope.cancelled_caught

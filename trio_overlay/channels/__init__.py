@@ -1,0 +1,1 @@
+"""What carries frames: memory, WebSocket and WebRTC, behind one interface."""

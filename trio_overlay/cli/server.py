@@ -1,0 +1,80 @@
+"""``trio-overlay server``: the signaling server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import trio
+
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.cli.arguments import Commands
+from trio_overlay.cli.running import run_until_stopped, set_up_logging
+from trio_overlay.signaling.config import (
+    DEFAULT_PORT,
+    LOG_LEVELS,
+    ServerConfiguration,
+    load_configuration,
+)
+from trio_overlay.signaling.server import serve_signaling
+
+_EPILOG = """\
+CONFIG is a JSON file, or a TOML file when its name ends in .toml, with the keys secret, host, port,
+timeout, public, seed and log_level. Of the environment, SECRET and PORT count. Options win over
+the file, the file over the environment. There is no option for the secret: others could see it
+in the list of processes.
+"""
+
+
+def add_commands(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "server",
+        help="the server where peers meet",
+        description="Run the signaling server until SIGINT or SIGTERM.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a configuration file")
+    parser.add_argument("--host", help="the address to listen on (default: all of this machine)")
+    parser.add_argument(
+        "--port", type=int, help=f"the port to listen on, 0 for any (default: {DEFAULT_PORT})"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="how long a joiner may stay (default: 30)"
+    )
+    parser.add_argument("--public", metavar="DIR", help="a directory of static files to serve")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="repeatable ids, as the original's; for tests only"
+    )
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help="(default: info)")
+    parser.set_defaults(run=run_server)
+
+
+def run_server(arguments: argparse.Namespace) -> int:
+    names = ("host", "port", "timeout", "public", "seed", "log_level")
+    configuration = load_configuration(
+        arguments.config, options={name: getattr(arguments, name) for name in names}
+    )
+    set_up_logging(configuration.log_level)
+    run_until_stopped(lambda: serve(configuration))
+    return 0
+
+
+async def serve(configuration: ServerConfiguration) -> None:
+    """The server that *configuration* describes; says on stdout where it listens."""
+
+    async def start(*, task_status: trio.TaskStatus[object]) -> None:
+        await serve_signaling(
+            configuration.secret,
+            host=configuration.host,
+            port=configuration.port,
+            timeout=configuration.timeout,
+            public=configuration.public,
+            seed=configuration.seed,
+            task_status=task_status,
+        )
+
+    async with open_background_nursery() as nursery:
+        listening = await nursery.start(start)
+        sys.stdout.write(f"listening on {' '.join(listening.urls)}\n")
+        sys.stdout.flush()
+        await trio.sleep_forever()

@@ -1,0 +1,102 @@
+"""`trio-overlay root` and `trio-overlay node`: one node of a tree, in a terminal.
+
+As the originals' programs: a root pings each child; a node answers its parent with its own name
+and pings its children; and whatever comes is printed, a line a message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+import trio
+from rich.console import Console
+
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.cli.arguments import Commands, at_least_one
+from trio_overlay.cli.running import run_until_stopped
+from trio_overlay.cli.terminal import plain_console
+from trio_overlay.nodes.tree import (
+    ChildClose,
+    ChildConnect,
+    ParentClose,
+    ParentConnect,
+    TreeNode,
+    open_tree_node,
+)
+from trio_overlay.nodes.tree_channel import TreeChannel
+from trio_overlay.protocol.json import JSON, encode_json
+
+ROOT_DESCRIPTION = """\
+Be the root of a tree: take those who join through the bootstrap server, send each child a ping,
+and print what comes. Runs until it is interrupted, then leaves."""
+
+NODE_DESCRIPTION = """\
+Join a tree: answer what the parent sends with a name, send each child a ping, and print what comes.
+Finds another parent when it loses one. Runs until it is interrupted, then leaves."""
+
+
+def add_commands(commands: Commands) -> None:
+    root = commands.add_parser("root", help="the root of a tree", description=ROOT_DESCRIPTION)
+    root.add_argument("--secret", required=True, help="the secret of the server")
+    root.set_defaults(run=lambda options: run_until_stopped(lambda: run_root(options)) or 0)
+    node = commands.add_parser("node", help="a node of a tree", description=NODE_DESCRIPTION)
+    node.add_argument("--origin", required=True, metavar="NAME", help="what to answer the parent")
+    node.set_defaults(run=lambda options: run_until_stopped(lambda: run_node(options)) or 0)
+    for parser in (root, node):
+        parser.add_argument(
+            "--host", required=True, metavar="H:P", help="the bootstrap server, host:port or a URL"
+        )
+        parser.add_argument(
+            "--max-degree", type=at_least_one, default=10, metavar="N", help="children to take (10)"
+        )
+
+
+async def run_root(arguments: argparse.Namespace, console: Console | None = None) -> int:
+    """Be the root until cancelled."""
+    console = console or plain_console()
+    async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
+        await node.become_root(arguments.secret)
+        console.print(f"root of {arguments.host}")
+        await _live(node, console, name=None)
+    return 0
+
+
+async def run_node(arguments: argparse.Namespace, console: Console | None = None) -> int:
+    """Be a node until cancelled."""
+    console = console or plain_console()
+    async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
+        await node.join()
+        await _live(node, console, name=arguments.origin)
+    return 0
+
+
+async def _live(node: TreeNode, console: Console, name: str | None) -> None:
+    """Ping new children, print what comes, answer the parent with *name*; until cancelled."""
+    async with open_background_nursery() as nursery:
+        nursery.start_soon(_print_messages, node, console, name)
+        async for event in node.events:
+            match event:
+                case ChildConnect(child):
+                    console.print(f"child {child.id} connected")
+                    nursery.start_soon(_send, child, "ping")
+                case ChildClose(child, reason):
+                    console.print(f"child {child.id} left: {reason}")
+                case ParentConnect(parent):
+                    console.print(f"{name} joined below {parent.id}")
+                case ParentClose(parent, reason):
+                    console.print(f"the parent {parent.id} is gone: {reason}")
+
+
+async def _print_messages(node: TreeNode, console: Console, answer: JSON) -> None:
+    async for message in node.messages:
+        sender = "parent" if message.is_parent else f"child {message.channel.id}"
+        console.print(f"{sender}: {encode_json(message.data)}")
+        if message.is_parent and answer is not None:
+            await _send(message.channel, answer)
+
+
+async def _send(neighbour: TreeChannel, data: JSON) -> None:
+    # A neighbour that is gone meanwhile is reported by its own event.
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await neighbour.send(data)

@@ -1,0 +1,110 @@
+"""What a node tells its application, as streams that neither block the node nor grow."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+MAX_UNREAD_ITEMS = 1000
+MAX_UNREAD_BYTES = 1 << 20
+
+
+class Stream(Generic[T]):
+    """An async iterator of what came, from the beginning; several readers share the items.
+
+    Putting in never waits. What goes over *max_items* or *max_bytes* pushes the oldest out, and
+    `count_dropped` grows; with *keeps_what_is_read* that stops when somebody begins to read, and
+    then whoever puts in must see to the bound. *on_leave* is called with each item that leaves,
+    read or dropped, and its size. Iteration ends after `close`, when everything kept was read.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_items: int = MAX_UNREAD_ITEMS,
+        max_bytes: int = MAX_UNREAD_BYTES,
+        keeps_what_is_read: bool = False,
+        on_leave: Callable[[T, int], object] | None = None,
+    ) -> None:
+        self.count_dropped = 0
+        """How many items were dropped unread."""
+        self.is_read = False
+        """Whether somebody has begun to read."""
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._keeps_what_is_read = keeps_what_is_read
+        self._on_leave = on_leave
+        self._items: deque[tuple[T, int]] = deque()
+        self._size = 0
+        self._is_closed = False
+        self._readers = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __aiter__(self) -> Stream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    async def receive(self) -> T:
+        """The next item; waits for one. Cancelled, none is lost.
+
+        trio.EndOfChannel: there will be none any more.
+        """
+        self.is_read = True
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._items:
+            if self._is_closed:
+                raise trio.EndOfChannel
+            await self._readers.park()
+        item = self.receive_nowait()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return item
+
+    def receive_nowait(self) -> T:
+        """The next item, if there is one.
+
+        trio.WouldBlock: there is none now.
+        """
+        self.is_read = True
+        if not self._items:
+            raise trio.WouldBlock
+        return self._leave()
+
+    def put(self, item: T, size: int = 0) -> None:
+        """Add *item*, of *size* bytes; after `close` it is dropped."""
+        if self._is_closed:
+            if self._on_leave is not None:
+                self._on_leave(item, size)
+            return
+        self._items.append((item, size))
+        self._size += size
+        if not (self.is_read and self._keeps_what_is_read):
+            while len(self._items) > self._max_items or (
+                self._size > self._max_bytes and len(self._items) > 1
+            ):
+                self._leave()
+                self.count_dropped += 1
+        self._readers.unpark()
+
+    def close(self) -> None:
+        """Nothing more will come; what is kept can still be read."""
+        self._is_closed = True
+        self._readers.unpark_all()
+
+    def _leave(self) -> T:
+        item, size = self._items.popleft()
+        self._size -= size
+        if self._on_leave is not None:
+            self._on_leave(item, size)
+        return item

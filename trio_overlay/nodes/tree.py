@@ -1,0 +1,712 @@
+"""A node of the tree: at most so many children, and whoever else wants in is passed on to them.
+
+It does what webrtc-tree-overlay's node does, and speaks with it. What it decides is decided in
+protocol/branch.py; here is what lives in time: the way to the parent, the applicants, the
+channels to the children, the requests on their way down.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
+
+import trio
+
+from trio_overlay.channels.internet import IceServer, Internet
+from trio_overlay.channels.network import Network
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import JoinRefused, OutcomeError, UsageError
+from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.tree_channel import (
+    WINDOW,
+    Heartbeat,
+    Message,
+    TreeChannel,
+    TreeOnly,
+)
+from trio_overlay.protocol.ancestry import Ancestry, Descent
+from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame, Withdrawn
+from trio_overlay.protocol.branch import (
+    Admit,
+    Branch,
+    Delegate,
+    Drop,
+    HandOver,
+    Placement,
+    PlaceRule,
+    Verdict,
+    Wait,
+    make_node_id,
+)
+from trio_overlay.protocol.signals import is_offer
+from trio_overlay.protocol.tree import (
+    EXTENSIONS,
+    HEAL,
+    Beat,
+    Descend,
+    JoinRequest,
+    Report,
+    Withdraw,
+    brought_view,
+    frozen_number,
+)
+from trio_overlay.signaling.bootstrap import Bootstrap, Connection, Request, open_bootstrap
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_DEGREE = 10
+DEFAULT_REQUEST_TIMEOUT = 30.0
+CONFIRM_TIMEOUT = 5.0
+"""Seconds from an open channel to the parent's number that proves it is not below us."""
+REPORT_INTERVAL = 0.15
+REPLACE_TIMEOUT = 5.0
+"""Seconds after which a delegated request is not placed again if the child it went to is lost: it
+has been answered by then, or its applicant asks again."""
+MAX_REASON = 200
+"""Characters of a reason that are passed on."""
+MIN_REJOIN_DELAY, MAX_REJOIN_DELAY = 0.3, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ParentConnect:
+    """The node has a parent now."""
+
+    name: ClassVar[str] = "parent-connect"
+    channel: TreeChannel
+
+
+@dataclass(frozen=True, slots=True)
+class ParentClose:
+    """The node has no parent any more; it keeps its children, and takes no new ones meanwhile."""
+
+    name: ClassVar[str] = "parent-close"
+    channel: TreeChannel
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParentError:
+    """The parent was lost, or broke the protocol; `ParentClose` follows."""
+
+    name: ClassVar[str] = "parent-error"
+    channel: TreeChannel
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class ChildConnect:
+    """The node has one child more."""
+
+    name: ClassVar[str] = "child-connect"
+    channel: TreeChannel
+
+
+@dataclass(frozen=True, slots=True)
+class ChildClose:
+    """A child is gone; one that never connected is not reported."""
+
+    name: ClassVar[str] = "child-close"
+    channel: TreeChannel
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildError:
+    """A child was lost, or broke the protocol; `ChildClose` follows."""
+
+    name: ClassVar[str] = "child-error"
+    channel: TreeChannel
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class PathChange:
+    """The parent stands elsewhere in the tree, with all that is below it, or nowhere for now."""
+
+    name: ClassVar[str] = "path-change"
+    path: tuple[str, ...]
+    """The ids from the root down to this node, itself included; empty if it is cut off."""
+
+
+Event: TypeAlias = (
+    ParentConnect | ParentClose | ParentError | ChildConnect | ChildClose | ChildError | PathChange
+)
+
+
+@asynccontextmanager
+async def open_tree_node(
+    bootstrap: Bootstrap | str,
+    *,
+    max_degree: int = DEFAULT_MAX_DEGREE,
+    request_timeout: float = DEFAULT_REQUEST_TIMEOUT,
+    rejoins: bool = True,
+    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - it is frozen
+    ice_servers: Iterable[IceServer] = (),
+    network: Network | None = None,
+    place_rule: PlaceRule | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[TreeNode]:
+    """A node, not yet in any tree: call `TreeNode.join` or `TreeNode.become_root`.
+
+    *bootstrap* is a client, or the address of a server (``ws://host:port``, or ``host:port``).
+    Peer connections are made on *network*, else over the internet with *ice_servers* if any are
+    given, else as the bootstrap client makes its own.
+
+    A node that loses its parent finds another, with all that is below it, unless *rejoins* is
+    false. *heartbeat* says when a neighbour is taken for dead, and must be alike in the whole tree.
+
+    A full node passes requests on to where the shallowest free place below it is; *place_rule*
+    gives another rule, such as the original's, `hash_place`.
+
+    Leaving the context leaves the tree and closes everything that was opened, at once.
+
+    ValueError: *max_degree* is less than 1, or *request_timeout* not above 0.
+    UsageError: *bootstrap* is no address of a server.
+    """
+    if not request_timeout > 0:
+        raise ValueError(f"request_timeout is above 0 seconds, not {request_timeout}")
+    rng = rng or random.Random()
+    ice_servers = tuple(ice_servers)
+    async with AsyncExitStack() as stack:
+        if network is None and ice_servers:
+            network = Internet(ice_servers=ice_servers)
+        if isinstance(bootstrap, str):
+            client = open_bootstrap(bootstrap, network=network, rng=rng)
+            bootstrap = await stack.enter_async_context(client)
+        nursery = await stack.enter_async_context(open_background_nursery())
+        node = TreeNode(
+            bootstrap,
+            network or bootstrap.network,
+            rng,
+            max_degree=max_degree,
+            request_timeout=request_timeout,
+            rejoins=rejoins,
+            heartbeat=heartbeat,
+            place_rule=place_rule,
+        )
+        await nursery.start(node._live)
+        yield node
+
+
+class TreeNode:
+    """A node of the tree; made by `open_tree_node`."""
+
+    def __init__(
+        self,
+        bootstrap: Bootstrap,
+        network: Network,
+        rng: random.Random,
+        *,
+        max_degree: int,
+        request_timeout: float,
+        rejoins: bool,
+        heartbeat: Heartbeat,
+        place_rule: PlaceRule | None,
+    ) -> None:
+        number = make_node_id(rng)  # first, so that seeds mean what they mean to the simulator
+        self.id = f"{rng.getrandbits(64):016x}"
+        """16 hex digits at random: what this node is called in paths."""
+        self.request_timeout = request_timeout
+        self.events: Stream[Event] = Stream()
+        """What happens to the neighbours, from the beginning; unread, the newest thousand."""
+        self.messages: Stream[Message] = Stream(
+            # Below the window, so that nobody ever waits for a node that reads nothing.
+            max_bytes=WINDOW // 2,
+            keeps_what_is_read=True,
+            on_leave=lambda message, size: message.channel.release(size),
+        )
+        """What neighbours send; unread, only the newest, up to 128 KiB.
+
+        Once somebody reads, nothing is dropped: neighbours wait until their messages are read.
+        """
+        self._bootstrap = bootstrap
+        self._network = network
+        self._rng = rng
+        self._nursery: trio.Nursery
+        self._left = trio.Event()
+        self._entering = trio.CancelScope()
+        """Around a `join` or `become_root` under way; there is one at a time."""
+        self._rejoins = rejoins
+        self._heartbeat = heartbeat
+        self._branch: Branch[SignalFrame] = Branch(number, max_degree, place_rule)
+        self._branch.close()
+        self._ancestry = Ancestry(self.id)
+        self._way_up: TreeChannel | None = None
+        """The link to who is, or will be when it has confirmed us, the parent."""
+        self._parent: TreeChannel | None = None
+        self._surprised = trio.Event()
+        """Set when the parent may have to be told of the free places here."""
+        self._parent_path: tuple[str, ...] = ()
+        """What the link above said last of where it stands; a `Beat` means the same."""
+        self._on_confirmed: Callable[[TreeChannel], None]
+        self._is_child = False
+        """Whether the node has a parent, or looks for one."""
+        self._is_root = False
+        self._links: dict[str, TreeChannel] = {}
+        """The links to children, and to applicants that have not taken our word yet."""
+        self._children: dict[str, TreeChannel] = {}
+        self._applicants: dict[str, Request] = {}
+        self._requests: dict[str, trio.CancelScope] = {}
+
+    def __repr__(self) -> str:
+        role = "root" if self.is_root else "joined" if self._parent else "alone"
+        return f"<TreeNode {self.id}, {role}, {self.children_count} of {self.max_degree} children>"
+
+    @property
+    def parent(self) -> TreeChannel | None:
+        """The channel to the parent; None for a root, and for who has not joined or lost it."""
+        return self._parent
+
+    @property
+    def children(self) -> Mapping[str, TreeChannel]:
+        """The channels to the children by their ids, in the order they came; a live view."""
+        return MappingProxyType(self._children)
+
+    @property
+    def children_count(self) -> int:
+        return len(self._children)
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The ids from the root down to this node; empty if it is cut off, or has not joined.
+
+        Above a node of the old protocol there is only a question mark.
+        """
+        return self._ancestry.path
+
+    @property
+    def max_degree(self) -> int:
+        """The largest number of children, those being answered counted."""
+        return self._branch.max_degree
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this node is registered as root; it stays so while the server is away."""
+        return self._is_root
+
+    async def join(self) -> TreeChannel:
+        """Become somebody's child; the channel to the parent.
+
+        From then on the node finds another parent whenever it loses one, unless it was opened
+        not to. Cancelled, the request is taken back at every node it was passed on to.
+
+        JoinTimeout: no parent within *request_timeout* seconds.
+        JoinRefused: the server, or the node that was to answer, turned us down.
+        ServerUnreachable, ServerRefused, ConnectionFailed: as their names say.
+        UsageError: this node is a root, is joining, has a parent, or has left.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_free()
+        self._is_child = True
+        try:
+            parent: TreeChannel = await self._enter(self._live_as_child)
+        except BaseException:
+            self._is_child = False
+            raise
+        return parent
+
+    async def become_root(self, secret: str) -> None:
+        """Take the requests of all who join; returns when the server has registered us.
+
+        From then on the node dials the server again whenever it is gone.
+
+        ServerRefused: the secret is wrong. ServerUnreachable: as its name says.
+        UsageError: this node is a root, is joining, has a parent, or has left; or the secret is
+        empty.
+        """
+        await trio.lowlevel.checkpoint()
+        self._check_free()
+        self._is_root = True
+        try:
+            await self._enter(self._live_as_root, secret)
+        except BaseException:
+            self._is_root = False
+            raise
+
+    def close(self) -> None:
+        """Leave the tree, without waiting until everything is closed: `aclose` does."""
+        self._branch.close()
+        self._nursery.cancel_scope.cancel()
+
+    async def aclose(self) -> None:
+        """Leave the tree: close all channels, and turn down everybody on the way in.
+
+        The end of `open_tree_node`'s context does it too. Afterwards the node can only be read.
+        """
+        self.close()
+        await self._left.wait()
+
+    async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Own everything that lives in time, until the node leaves."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._entering.cancel()
+        finally:
+            self.events.close()
+            self.messages.close()
+            self._left.set()
+
+    async def _enter(self, live: Callable[..., Awaitable[object]], *args: object) -> Any:
+        """Start to live in the tree; what *live* says when it has begun.
+
+        Until then it is the caller's, and the end of the node's nursery would wait for it.
+        """
+        with trio.CancelScope() as self._entering:
+            return await self._nursery.start(live, *args)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise UsageError("this node has left")
+
+    def _check_free(self) -> None:
+        if self._left.is_set() or self._nursery.cancel_scope.cancel_called:
+            raise UsageError("this node has left")
+        if self._is_root or self._is_child:
+            raise UsageError("this node is a root, is joining, or has a parent")
+
+    # --- the way up -----------------------------------------------------------------------
+
+    async def _live_as_child(self, *, task_status: trio.TaskStatus[TreeChannel]) -> None:
+        """Have a parent, and another one after it, until the node leaves."""
+        placed = trio.Event()
+
+        def on_placed(parent: TreeChannel) -> None:
+            if not placed.is_set():
+                placed.set()
+                task_status.started(parent)
+
+        failures = 0
+        while True:
+            try:
+                await self._have_a_parent(on_placed)
+                failures = 0
+            except OutcomeError as error:
+                if not placed.is_set():
+                    raise
+                failures += 1
+                logger.info("%s found no new parent: %s", self.id, error)
+            if not self._rejoins:
+                self._is_child = False
+                return
+            await trio.sleep(self._rejoin_delay(failures))
+
+    def _rejoin_delay(self, failures: int) -> float:
+        """Seconds before the next try; never all siblings at once."""
+        ceiling = min(MAX_REJOIN_DELAY, MIN_REJOIN_DELAY * 2.0 ** min(failures, 10))
+        return self._rng.uniform(0 if failures == 0 else ceiling / 2, ceiling)
+
+    async def _have_a_parent(self, on_confirmed: Callable[[TreeChannel], None]) -> None:
+        """Join, and be a child until the parent is gone.
+
+        OutcomeError: there was none, or it did not confirm us.
+        """
+        deadline = trio.current_time() + self.request_timeout
+        view = self._branch.potential_view
+        async with self._bootstrap.connect(
+            timeout=self.request_timeout,
+            extensions=EXTENSIONS,
+            more={"number": self._ancestry.number, "free": view},
+            network=self._network,
+        ) as connection:
+            link = self._way_up = self._channel_to(connection, is_parent=True)
+            self._parent_path = ()
+            self._on_confirmed = on_confirmed
+            async with open_background_nursery() as nursery:
+                before = self._ancestry.descent
+                if HEAL in link.extensions:
+                    self._ancestry.meet_parent()
+                    self._branch.meet_parent(view)
+                    nursery.start_soon(self._expect_confirmation, link, deadline)
+                    nursery.start_soon(self._report_to, link)
+                else:
+                    self._ancestry.meet_old_parent()
+                    nursery.start_soon(self._issue_numbers)
+                try:
+                    self._after_change(before)
+                    await link.run()
+                finally:
+                    was_confirmed = self._parent is link
+                    self._lose_parent(link)
+            if not was_confirmed:
+                raise JoinRefused(f"{link.id} did not confirm us: {link.close_reason}")
+
+    def _note_surprise(self) -> None:
+        """If our parent may have to be told of the free places here, see to it soon."""
+        belief = self._branch.belief
+        if belief is not None and (self._branch.is_surprising or belief.is_behind):
+            self._surprised.set()
+
+    async def _report_to(self, link: TreeChannel) -> None:
+        """Tell the parent what it cannot know of the free places here; seldom, and all at once."""
+        while True:
+            self._surprised = trio.Event()
+            self._note_surprise()
+            await self._surprised.wait()
+            await trio.sleep(REPORT_INTERVAL)
+            if self._parent is link:
+                report = self._branch.report()
+                if report is not None:
+                    link.post(Report(*report))
+
+    async def _expect_confirmation(self, link: TreeChannel, deadline: float) -> None:
+        await trio.sleep_until(min(deadline, trio.current_time() + CONFIRM_TIMEOUT))
+        if self._parent is not link:
+            link.end("it did not say in time where it stands")
+
+    def _lose_parent(self, link: TreeChannel) -> None:
+        """The link to the parent, or to who was to be it, is gone."""
+        before = self._ancestry.descent
+        was_confirmed = self._parent is link
+        self._way_up = self._parent = None
+        self._branch.belief = None
+        self._ancestry.lose_parent()
+        if was_confirmed:
+            if link.failure is not None:
+                self.events.put(ParentError(link, link.failure))
+            self.events.put(ParentClose(link, link.close_reason or ""))
+        self._after_change(before)
+
+    def _take_descent(self, descent: Descent) -> None:
+        """Our parent, or who is to be it, says where it stands."""
+        before = self._ancestry.descent
+        if not self._ancestry.take(descent):
+            assert self._way_up is not None
+            self._way_up.end("this node is among its own ancestors")
+        self._after_change(before)
+
+    def _after_change(self, before: Descent) -> None:
+        """What follows when this node's own *descent* is no longer what it was *before*."""
+        now = self._ancestry.descent
+        if now == before:
+            return
+        parent_before = self._parent
+        if self._way_up is not None and self._parent is None and now.path:
+            parent = self._parent = self._way_up
+            if HEAL in parent.extensions:
+                parent.post(Beat())
+            self.events.put(ParentConnect(parent))
+            self._on_confirmed(parent)
+        if now.path and not before.path:
+            self._branch.open()
+        elif before.path and not now.path:
+            self._cut_off()
+        if now.path != before.path and parent_before is not None:
+            self.events.put(PathChange(now.path))
+        frame = Beat(now.number) if now.path == before.path else Descend(now)
+        for link in self._links.values():
+            if HEAL in link.extensions:
+                link.post(frame)
+
+    async def _issue_numbers(self) -> None:
+        """Be the one whose numbers all below this node pass on."""
+        while True:
+            # A little more often than signs of life are due, which are not needed then.
+            await trio.sleep(0.9 * self._heartbeat.interval)
+            before = self._ancestry.descent
+            self._ancestry.issue()
+            self._after_change(before)
+
+    async def _live_as_root(self, secret: str, *, task_status: trio.TaskStatus[None]) -> None:
+        async with self._bootstrap.register(secret) as frames, open_background_nursery() as nursery:
+            before = self._ancestry.descent
+            self._ancestry.become_root()
+            self._after_change(before)
+            nursery.start_soon(self._issue_numbers)
+            task_status.started()
+            async for frame in frames:
+                match frame:
+                    case SignalFrame():
+                        self._take_request(frame)
+                    case Withdrawn(str() as origin, reason):
+                        self._take_withdrawal(origin, reason)
+
+    def _cut_off(self) -> None:
+        """There is no way to the root: turn down everybody who is on the way in."""
+        reason = "the node that was to answer is cut off from the root"
+        for origin in self._branch.requests:
+            self._take_withdrawal(origin, reason)
+        self._branch.close()
+        for origin, request in self._applicants.items():
+            request.withdraw(reason)
+            if origin in self._links:
+                self._links[origin].end(reason)
+
+    # --- those who want in ----------------------------------------------------------------
+
+    def _take_frame(self, neighbour: TreeChannel, frame: TreeOnly) -> None:
+        """A frame about the tree came from *neighbour*; only what is above may speak of places."""
+        is_above = neighbour is self._way_up
+        match frame:
+            case Descend(descent) if is_above:
+                self._parent_path = descent.path
+                self._take_descent(descent)
+            case Beat(number) if is_above:
+                if number is not None:
+                    self._take_descent(Descent(number, self._parent_path))
+            case Report(view, seen) if not is_above:
+                self._branch.hear(neighbour.id, view, seen)
+                self._note_surprise()
+            case Beat() if neighbour.id in self._applicants:
+                self._take_child(neighbour.id)
+            case JoinRequest(request) if is_above and neighbour is self._parent:
+                self._take_request(request)
+            case Withdraw(origin, reason) if is_above:
+                self._take_withdrawal(origin, reason)
+            case Beat():
+                pass
+            case _:
+                logger.info("%s sends what only a parent may: it is ignored", neighbour)
+
+    def _take_request(self, frame: SignalFrame) -> None:
+        assert frame.origin is not None
+        before = self._ancestry.descent
+        self._ancestry.hear_of(frozen_number(frame))
+        self._after_change(before)
+        offers = is_offer(frame.signal)
+        verdict = self._branch.take(
+            frame.origin,
+            frame,
+            is_offer=offers,
+            size=frame.size,
+            brought=brought_view(frame) if offers else (),
+        )
+        self._carry_out(frame.origin, verdict, (frame,))
+        self._note_surprise()
+
+    def _take_withdrawal(self, origin: str, reason: str) -> None:
+        match self._branch.withdraw(origin):
+            case HandOver():
+                self._applicants[origin].withdraw(reason)
+            case Delegate(child):
+                if WITHDRAW in self._children[child].extensions:
+                    self._children[child].post(Withdraw(origin, reason[:MAX_REASON]))
+        self._end_request(origin)
+        self._note_surprise()
+
+    def _carry_out(self, origin: str, verdict: Verdict, frames: tuple[SignalFrame, ...]) -> None:
+        match verdict:
+            case Admit():
+                self._end_request(origin)
+                request = self._applicants[origin] = Request(origin, frames[0].extensions)
+                for frame in frames:
+                    request.deliver(frame)
+                self._nursery.start_soon(self._live_with_applicant, request)
+            case HandOver():
+                for frame in frames:
+                    self._applicants[origin].deliver(frame)
+            case Delegate(child):
+                self._begin_request(origin)
+                for frame in frames:
+                    self._children[child].post(JoinRequest(frame))
+            case Wait():
+                self._begin_request(origin)
+            case Drop(reason):
+                logger.debug("a frame of %s is dropped: %s", origin, reason)
+
+    def _carry_out_all(self, placements: Iterable[Placement[SignalFrame]]) -> None:
+        for placement in placements:
+            self._carry_out(placement.origin, placement.verdict, placement.frames)
+        self._note_surprise()
+
+    # --- delegated requests ---------------------------------------------------------------
+
+    def _begin_request(self, origin: str) -> None:
+        """Own the request of *origin*, which a child has or will have, if that is not so yet."""
+        if origin not in self._requests:
+            scope = self._requests[origin] = trio.CancelScope()
+            self._nursery.start_soon(self._live_with_request, origin, scope)
+
+    def _end_request(self, origin: str) -> None:
+        scope = self._requests.pop(origin, None)
+        if scope is not None:
+            scope.cancel()
+
+    async def _live_with_request(self, origin: str, scope: trio.CancelScope) -> None:
+        scope.deadline = trio.current_time() + self.request_timeout
+        with scope:
+            await trio.sleep(REPLACE_TIMEOUT)
+            self._branch.settle(origin)
+            await trio.sleep_forever()
+        if self._requests.get(origin) is scope:
+            # Its time is over: whoever was to connect has, or will not.
+            del self._requests[origin]
+            self._branch.forget(origin)
+
+    # --- children -------------------------------------------------------------------------
+
+    async def _live_with_applicant(self, request: Request) -> None:
+        """One origin from its first frame to its end: an applicant, and a child if it connects."""
+        origin = request.origin
+        try:
+            async with self._bootstrap.answer(
+                request,
+                timeout=self.request_timeout,
+                extensions=EXTENSIONS,
+                network=self._network,
+            ) as connection:
+                if request.withdrawn is not None:
+                    raise JoinRefused(request.withdrawn)
+                await self._live_with_link(origin, connection)
+        except OutcomeError as error:
+            logger.info("the applicant %s did not connect: %s", origin, error)
+        finally:
+            # Once its link has ended, the origin may have applied again, and be another applicant.
+            if self._applicants.get(origin) is request:
+                del self._applicants[origin]
+                self._carry_out_all(self._branch.fail(origin))
+
+    async def _live_with_link(self, origin: str, connection: Connection) -> None:
+        link = self._links[origin] = self._channel_to(connection, is_parent=False)
+        try:
+            async with open_background_nursery() as nursery:
+                if HEAL in link.extensions:
+                    link.post(Descend(self._ancestry.descent))
+                    nursery.start_soon(self._expect_to_be_taken, link)
+                else:
+                    self._take_child(origin)
+                await link.run()
+        finally:
+            del self._links[origin]
+            if origin in self._children:
+                self._lose_child(link)
+
+    async def _expect_to_be_taken(self, link: TreeChannel) -> None:
+        await trio.sleep(self.request_timeout)
+        if link.id in self._applicants:
+            link.end("it did not take this node for its parent in time")
+
+    def _take_child(self, origin: str) -> None:
+        """The applicant *origin* has taken us for its parent."""
+        placements = self._branch.connect(origin)
+        del self._applicants[origin]
+        child = self._children[origin] = self._links[origin]
+        self.events.put(ChildConnect(child))
+        self._carry_out_all(placements)
+
+    def _lose_child(self, child: TreeChannel) -> None:
+        del self._children[child.id]
+        placements = self._branch.lose(child.id)
+        if child.failure is not None:
+            self.events.put(ChildError(child, child.failure))
+        self.events.put(ChildClose(child, child.close_reason or ""))
+        self._carry_out_all(placements)
+
+    def _channel_to(self, connection: Connection, *, is_parent: bool) -> TreeChannel:
+        return TreeChannel(
+            connection.channel,
+            connection.partner or "",
+            is_parent=is_parent,
+            extensions=connection.extensions,
+            network=self._network,
+            rng=self._rng,
+            heartbeat=self._heartbeat,
+            messages=self.messages,
+            on_frame=self._take_frame,
+        )

@@ -1,0 +1,204 @@
+"""What is said on the bootstrap server's WebSockets.
+
+Two layers share the sockets. The *signal frames* are webrtc-bootstrap 4.4.1's, and all that peers
+of the old protocol ever see. The *control frames* are ours, and go only between ends that have
+both announced themselves: the client by `ANNOUNCEMENT` in the query of the URL, which the
+original server ignores, the server by a first frame `Hello`, which it sends only to those who
+announced themselves.
+
+What a peer understands beyond the old protocol it says in the key ``extensions`` of its first
+frame to another: a list of names, which the JavaScript server and nodes pass on untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from trio_overlay.errors import MalformedFrame
+from trio_overlay.protocol.json import JSON, decode_json, encode_json
+
+ANNOUNCEMENT = "trio-overlay=1"
+"""The query of the URL by which a client says that it understands control frames."""
+
+JOIN_PATH = "/join"
+ROOT_PATH_SUFFIX = "/webrtc-bootstrap-root"
+"""The root's path is ``/{secret}`` and this."""
+
+WITHDRAW = "withdraw"
+"""The extension of those who want to be told when a request is withdrawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalFrame:
+    """One signal on its way from peer to peer, with everything that came with it.
+
+    `fields` is the whole JSON object, in its order; who passes a frame on changes as little of
+    it as possible. The object is checked: what the properties return has the type they say.
+    """
+
+    fields: Mapping[str, JSON]
+    size: int = field(default=0, compare=False)
+    """Bytes of the JSON it came as, for those who keep frames and count; 0 for one made here."""
+
+    @property
+    def origin(self) -> str | None:
+        """Who sent it, as the server says; None on the way to the server."""
+        return self.fields.get("origin") or None
+
+    @property
+    def destination(self) -> str | None:
+        """The prospect it is for; None means the root."""
+        return self.fields.get("destination") or None
+
+    @property
+    def signal(self) -> JSON:
+        """The signal, an object, not decoded."""
+        return self.fields["signal"]
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """What the sender says it understands beyond the old protocol."""
+        names = self.fields.get("extensions", ())
+        return frozenset(name for name in names if isinstance(name, str))
+
+    def with_origin(self, origin: str) -> SignalFrame:
+        """The same frame with the sender's id in it, whatever the sender had said it was."""
+        return SignalFrame({**self.fields, "origin": origin}, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Nothing but a sign of life, either way between server and root."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The server's first frame to a client that announced itself."""
+
+    identifier: str | None
+    """The id the server gave to this prospect; None for a root."""
+    extensions: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A client's farewell: the channel is open, and the close of this socket means nothing bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Somebody has given up a handshake, or is gone.
+
+    From a client (without origin) it speaks of the client itself. From the server it names the
+    prospect that is gone, and goes to the root and to those prospects it exchanged signals with.
+    """
+
+    origin: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server's word to a joiner that its request goes nowhere, and why."""
+
+    reason: str
+
+
+Control: TypeAlias = Hello | Done | Withdrawn | Refused
+BootstrapFrame: TypeAlias = SignalFrame | Heartbeat | Control
+
+
+def signal_frame(
+    signal: JSON,
+    *,
+    destination: str | None,
+    rank: int,
+    extensions: Iterable[str] = (),
+    more: Mapping[str, JSON] | None = None,
+) -> SignalFrame:
+    """A client's frame, its keys in the original's order; extensions and *more* keys after them."""
+    fields: dict[str, JSON] = {
+        "origin": None,
+        "destination": destination,
+        "signal": signal,
+        "rank": rank,
+    }
+    names = sorted(extensions)
+    if names:
+        fields["extensions"] = names
+    fields.update(more or {})
+    return SignalFrame(fields)
+
+
+def decode_bootstrap(frame: str | bytes) -> BootstrapFrame:
+    """The frame that a peer or the server sent; binary frames are taken as the text they hold.
+
+    MalformedFrame: no frame of this protocol; the message says why.
+    """
+    if frame in ("heartbeat", b"heartbeat"):  # the original's client sends it without quotes
+        return Heartbeat()
+    value = decode_json(frame)
+    if value == "heartbeat":
+        return Heartbeat()
+    if not isinstance(value, dict):
+        raise MalformedFrame(f"a frame is an object or a heartbeat, not {type(value).__name__}")
+    if "signal" in value:
+        return check_signal_frame(value, len(frame))
+    match value.get("type"):
+        case "hello":
+            names = _optional(value, "extensions", list) or ()
+            return Hello(
+                _optional(value, "id", str),
+                frozenset(name for name in names if isinstance(name, str)),
+            )
+        case "done":
+            return Done()
+        case "withdrawn":
+            return Withdrawn(_optional(value, "origin", str), _optional(value, "reason", str) or "")
+        case "refused":
+            return Refused(_optional(value, "reason", str) or "")
+    raise MalformedFrame("a frame has a signal, or is a control frame of a known type")
+
+
+def encode_bootstrap(frame: BootstrapFrame) -> str:
+    """*frame* as JSON text."""
+    match frame:
+        case SignalFrame(fields):
+            return encode_json(dict(fields))
+        case Heartbeat():
+            return '"heartbeat"'
+        case Hello(identifier, extensions):
+            return encode_json(
+                {"type": "hello", "id": identifier, "extensions": sorted(extensions)}
+            )
+        case Done():
+            return encode_json({"type": "done"})
+        case Withdrawn(origin, reason):
+            return encode_json({"type": "withdrawn", "origin": origin, "reason": reason})
+        case Refused(reason):
+            return encode_json({"type": "refused", "reason": reason})
+
+
+def check_signal_frame(value: dict[str, JSON], size: int) -> SignalFrame:
+    """The signal frame that the JSON object *value*, of *size* bytes, is.
+
+    MalformedFrame: a key is missing or of the wrong type.
+    """
+    if not isinstance(value.get("signal"), dict):
+        raise MalformedFrame("the signal of a frame is an object")
+    for key in ("origin", "destination"):
+        # Falsy means nobody in particular: the original tests for truth.
+        if value.get(key) and not isinstance(value[key], str):
+            raise MalformedFrame(f"the {key} of a frame is a string or null")
+    if not isinstance(value.get("extensions", []), list):
+        raise MalformedFrame("the extensions of a frame are a list")
+    return SignalFrame(value, size)
+
+
+def _optional(value: dict[str, JSON], key: str, kind: type) -> JSON:
+    found = value.get(key)
+    if found is not None and not isinstance(found, kind):
+        raise MalformedFrame(f"the {key} of this frame is a {kind.__name__} or null")
+    return found

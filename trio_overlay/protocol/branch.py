@@ -1,0 +1,494 @@
+"""What one node of the tree knows of its own branch, and where it puts those who want to join.
+
+A `Branch` holds the node's *places* (at most `max_degree` children), its *applicants* (those it
+is answering itself) and the *requests* it gave to a child, or keeps for one. Every method takes
+one event, changes the state in one step, and returns what is to be done.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from trio_overlay.protocol.filling import OLD_PROTOCOL_VIEW, Filling, ParentBelief, View
+
+FrameT = TypeVar("FrameT")
+"""A frame of a request; a branch only keeps frames, and never looks into them."""
+
+MAX_REQUESTS = 10_000
+MAX_FRAMES = 64
+"""Frames kept of one request; a handshake has about five, and what goes over is not passed on."""
+MAX_HELD_BYTES = 32 << 20
+"""Bytes of frames kept for all requests together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Answer this origin: it has a place, as an applicant, until it connects or fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Give the frame to the applicant of this origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delegate:
+    """Pass the frame on to *child*."""
+
+    child: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing now: the frame is kept until the place it is meant for has a child."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Nothing at all, and *reason* says why."""
+
+    reason: str
+
+
+Verdict: TypeAlias = Admit | HandOver | Delegate | Wait | Drop
+
+ADMIT = Admit()
+HAND_OVER = HandOver()
+WAIT = Wait()
+NO_OFFER = Drop("a frame without an offer, from an origin that nobody knows")
+IS_CHILD = Drop("this origin is connected already")
+CUT_OFF = Drop("this node has no way to the root")
+TOO_MANY = Drop("too many requests are under way")
+
+
+@dataclass(slots=True)  # a frozen one takes thrice as long to make, and a storm makes thousands
+class Placement(Generic[FrameT]):
+    """Where a request that had waited, or had lost its way, goes now, with all its frames."""
+
+    origin: str
+    verdict: Verdict
+    frames: tuple[FrameT, ...]
+
+
+class _Request(Generic[FrameT]):
+    """A delegated request: given to `child`, or kept for `place` while that has no child."""
+
+    # A storm leaves thousands of these at a node, one frame each: a tuple of one is the smallest
+    # thing that holds it, and for the five of a handshake it does no harm.
+    __slots__ = ("brought", "child", "frames", "place", "size")
+
+    def __init__(
+        self,
+        place: int,
+        child: Delegate | None,
+        frame: FrameT,
+        size: int,
+        brought: Sequence[int],
+    ) -> None:
+        self.place = place
+        self.brought = brought
+        self.child = child
+        self.frames: tuple[FrameT, ...] = (frame,)
+        self.size = size
+
+
+class Branch(Generic[FrameT]):
+    """One node's part of the tree: its places, its applicants and the requests on the way down.
+
+    An origin is one of these or none: a child, an applicant, a request. Children and applicants
+    together are never more than *max_degree*, and each holds a place. When all are held, a request
+    goes to the child at one of them, or waits for its applicant: by default where the shallowest
+    free place below is (filling.py), else where *place_rule* says, which is asked once for each
+    request. At most *max_requests* are kept at a time.
+
+    ValueError: *max_degree* is less than 1.
+    """
+
+    __slots__ = (
+        "_applicants",
+        "_children",
+        "_filling",
+        "_held",
+        "_place_rule",
+        "_places",
+        "_requests",
+        "_waiting",
+        "belief",
+        "count_delegated",
+        "is_open",
+        "is_surprising",
+        "max_degree",
+        "max_requests",
+        "node_id",
+    )
+
+    def __init__(
+        self,
+        node_id: int,
+        max_degree: int,
+        place_rule: PlaceRule | None = None,
+        *,
+        max_requests: int = MAX_REQUESTS,
+    ) -> None:
+        if max_degree < 1:
+            raise ValueError(f"max_degree is at least 1, not {max_degree}")
+        self.node_id = node_id
+        self.max_degree = max_degree
+        self.max_requests = max_requests
+        self.is_open = True
+        """Whether the node has a way to the root; one that has none takes nobody."""
+        self.count_delegated = 0
+        """How many requests were delegated or made to wait, from the beginning."""
+        self.belief: ParentBelief | None = None
+        """What the parent believes of the free places here; None without a parent that asks."""
+        self.is_surprising = False
+        """Whether something has happened that the parent cannot know of; see `report`."""
+        self._place_rule = place_rule
+        self._filling = Filling() if place_rule is None else None
+        # Most nodes of a tree are leaves: these stay empty there, and cost nothing.
+        self._places: list[str | None] = []  # whose place it is, an applicant's or a child's
+        # By child, the verdict of all requests that it is given: a storm has thousands of them.
+        self._children: dict[str, Delegate] = {}
+        self._applicants: dict[str, int] = {}  # the place of each, in order of arrival
+        self._requests: dict[str, _Request[FrameT]] = {}
+        # By place, those requests whose child is not there yet, oldest first: in a storm they would
+        # else be looked for among thousands.
+        self._waiting: dict[int, dict[str, _Request[FrameT]]] = {}
+        self._held = 0
+
+    @property
+    def children(self) -> tuple[str, ...]:
+        """The origins of the children, in the order of their places."""
+        return tuple(each for each in self._places if each in self._children)
+
+    @property
+    def applicants(self) -> tuple[str, ...]:
+        """The origins of those being answered, oldest first."""
+        return tuple(self._applicants)
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """The origins of the delegated and the waiting requests, oldest first."""
+        return tuple(self._requests)
+
+    def is_applicant(self, origin: str) -> bool:
+        """Whether *origin* is being answered."""
+        return origin in self._applicants
+
+    @property
+    def count_requests(self) -> int:
+        """How many requests are delegated or waiting."""
+        return len(self._requests)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more applicant can be admitted."""
+        return self.is_open and len(self._children) + len(self._applicants) < self.max_degree
+
+    @property
+    def view(self) -> View:
+        """The free places here and below, by level; none while the branch is closed."""
+        return self.potential_view if self.is_open else [0]
+
+    @property
+    def potential_view(self) -> View:
+        """The free places that there are here and below, once the branch is open.
+
+        With a place rule nobody counts those below.
+        """
+        own_free = self.max_degree - len(self._children) - len(self._applicants)
+        return [own_free] if self._filling is None else self._filling.view(own_free)
+
+    def meet_parent(self, brought: Sequence[int]) -> None:
+        """There is a parent that believes *brought* of the places here; with a rule, none cares."""
+        self.belief = ParentBelief(brought) if self._filling is not None else None
+
+    def take(
+        self,
+        origin: str,
+        frame: FrameT,
+        *,
+        is_offer: bool,
+        size: int = 0,
+        brought: Sequence[int] = OLD_PROTOCOL_VIEW,
+    ) -> Verdict:
+        """Decide about one frame of *origin*; all frames of an origin go one way.
+
+        *size* is the frame's, in bytes, for the bound on what is kept. *brought* are the free
+        places that the applicant brings along, by level.
+        """
+        if origin in self._applicants:
+            return HAND_OVER
+        request = self._requests.get(origin)
+        if request is not None:
+            if not request.frames and request.child is not None:
+                return request.child  # settled: it goes the same way, and is not kept
+            if len(request.frames) >= MAX_FRAMES or self._held + size > MAX_HELD_BYTES:
+                return TOO_MANY
+            request.frames += (frame,)
+            request.size += size
+            self._held += size
+            return request.child or WAIT
+        if origin in self._children:
+            return IS_CHILD
+        if not is_offer:
+            return NO_OFFER
+        if self.belief is not None:
+            self.belief.see(brought)
+        if not self.is_open:
+            self.is_surprising = True
+            return CUT_OFF
+        if len(self._children) + len(self._applicants) < self.max_degree:
+            self._admit(origin, brought)
+            return ADMIT
+        if len(self._requests) >= self.max_requests or self._held + size > MAX_HELD_BYTES:
+            self.is_surprising = True
+            return TOO_MANY
+        request = self._requests[origin] = _Request(0, None, frame, size, brought)
+        self._held += size
+        self.count_delegated += 1
+        return self._direct(origin, request)
+
+    def connect(self, origin: str) -> list[Placement[FrameT]]:
+        """The applicant *origin* is a child now; the requests that waited for it.
+
+        KeyError: *origin* is no applicant.
+        """
+        place = self._applicants.pop(origin)
+        verdict = self._children[origin] = Delegate(origin)
+        flushed = []
+        for waiting, request in self._waiting.pop(place, {}).items():
+            request.child = verdict
+            flushed.append(Placement(waiting, verdict, request.frames))
+        return flushed
+
+    def fail(self, origin: str) -> list[Placement[FrameT]]:
+        """The applicant *origin* will not connect; where those who waited go instead.
+
+        KeyError: *origin* is no applicant.
+        """
+        place = self._applicants.pop(origin)
+        return self._vacate(place, self._waiting.pop(place, {}))
+
+    def lose(self, child: str) -> list[Placement[FrameT]]:
+        """The *child* is gone; where the requests that it was given lately go instead.
+
+        KeyError: *child* is no child.
+        """
+        verdict = self._children.pop(child)
+        lost = {o: request for o, request in self._requests.items() if request.child is verdict}
+        for origin, request in list(lost.items()):
+            if not request.frames:
+                self.forget(origin)
+                del lost[origin]
+        return self._vacate(self._places.index(child), lost)
+
+    def hear(self, child: str, view: Sequence[int], seen: int) -> None:
+        """The *child* reports its view, as it is after *seen* requests; see filling.py.
+
+        One that is no child, or not yet, is not heard.
+        """
+        if self._filling is not None and child in self._children:
+            self._filling.correct(self._places.index(child), view, seen)
+            self.is_surprising = True
+
+    def report(self) -> tuple[tuple[int, ...], int] | None:
+        """What the parent must be told of the free places here: a view, and the requests seen.
+
+        None if it knows. Whoever asks need not ask again before `is_surprising` or
+        `ParentBelief.is_behind` says so.
+        """
+        self.is_surprising = False
+        if self.belief is None:
+            return None
+        view = self.view
+        return self.belief.report(view) if self.belief.is_wrong(view) else None
+
+    def settle(self, origin: str) -> None:
+        """The request of *origin* has been with a child for so long that it must be answered.
+
+        It is not placed again if that child is lost: the applicant would take a second place,
+        which it does not want. Its later frames, if any come, still go the same way.
+        """
+        request = self._requests.get(origin)
+        if request is not None and request.child is not None:
+            self._held -= request.size
+            request.frames = ()
+            request.size = 0
+
+    def withdraw(self, origin: str) -> Verdict:
+        """The request of *origin* is taken back: whom to tell.
+
+        HandOver: its applicant, which then fails. Delegate: that child. Drop: nobody; the
+        request is gone, or there was none, or it is a child by now, which will leave by itself.
+        """
+        if origin in self._applicants:
+            return HAND_OVER
+        request = self.forget(origin)
+        if request is not None:
+            self.is_surprising = True
+        if request is None or request.child is None:
+            return Drop("no one else knows of this request")
+        return request.child
+
+    def forget(self, origin: str) -> _Request[FrameT] | None:
+        """The request of *origin* is past its time: keep nothing of it."""
+        request = self._requests.pop(origin, None)
+        if request is not None:
+            self._held -= request.size
+            if request.child is None:
+                del self._waiting[request.place][origin]
+                if self._filling is not None:
+                    self._filling.take_back(request.place, request.brought)
+        return request
+
+    def close(self) -> None:
+        """The way to the root is lost: take nobody, and keep no request for anybody."""
+        for origin in self.requests:
+            self.forget(origin)
+        self.is_open = False
+        self.is_surprising = True
+
+    def open(self) -> None:
+        """The way to the root is there (again): take requests."""
+        self.is_open = True
+        self.is_surprising = True
+
+    def _admit(self, origin: str, brought: Sequence[int]) -> None:
+        place = self._free_place()
+        self._places[place] = origin
+        self._applicants[origin] = place
+        if self._filling is not None:
+            self._filling.admit(place, brought)
+
+    def _direct(self, origin: str, request: _Request[FrameT]) -> Delegate | Wait:
+        """Decide which way *request* goes; all places are held."""
+        if self._filling is not None:
+            request.place = self._filling.choose()
+            self._filling.delegate(request.place, request.brought)
+        else:
+            assert self._place_rule is not None
+            request.place = self._place_rule(self, origin)
+        holder = self._places[request.place]
+        request.child = self._children.get(holder) if holder is not None else None
+        if request.child is None:
+            self._waiting.setdefault(request.place, {})[origin] = request
+            return WAIT
+        return request.child
+
+    def _free_place(self) -> int:
+        for place, holder in enumerate(self._places):
+            if holder is None:
+                return place
+        self._places.append(None)
+        assert len(self._places) <= self.max_degree
+        return len(self._places) - 1
+
+    def _vacate(self, place: int, astray: dict[str, _Request[FrameT]]) -> list[Placement[FrameT]]:
+        """Nobody holds *place* any more: give those who were to go there another way.
+
+        The oldest is admitted to the place, and if there is none, one that waits for somebody
+        else. The original keeps them for a place whose applicant has failed, and they wait for
+        ever.
+        """
+        self._places[place] = None
+        if self._filling is not None:
+            self._filling.vacate(place)
+        self.is_surprising = True
+        placements = []
+        for origin, request in (astray or self._one_that_waits()).items():
+            if self.has_room:
+                del self._requests[origin]
+                self._held -= request.size
+                self._admit(origin, request.brought)
+                placements.append(Placement(origin, ADMIT, request.frames))
+                continue
+            verdict = self._direct(origin, request)
+            if isinstance(verdict, Delegate):
+                placements.append(Placement(origin, verdict, request.frames))
+        return placements
+
+    def _one_that_waits(self) -> dict[str, _Request[FrameT]]:
+        """Somebody who waits for an applicant, and does so no more; nobody, if nobody does."""
+        for place, waiting in self._waiting.items():
+            for origin, request in waiting.items():
+                del waiting[origin]
+                if self._filling is not None:
+                    self._filling.take_back(place, request.brought)
+                return {origin: request}
+        return {}
+
+
+PlaceRule: TypeAlias = Callable[[Branch[Any], str], int]
+"""Which place's child gets the request of an origin, 0 to `max_degree` - 1, at a full branch.
+
+It may look at all that the branch shows, and changes nothing there. What it says of an origin
+holds until its request ends: the rule need not say the same again.
+"""
+
+
+def hash_place(branch: Branch[Any], origin: str) -> int:
+    """The original's rule: a hash of the origin, see `delegate_index`."""
+    return jenkins_hash(_leading_hex(origin[:6]) ^ branch.node_id) % branch.max_degree
+
+
+def place_in_turn(branch: Branch[Any], origin: str) -> int:  # noqa: ARG001 - a PlaceRule has both
+    """One place after another, so that a node's children get as many requests each."""
+    return branch.count_delegated % branch.max_degree
+
+
+def random_place(rng: random.Random) -> PlaceRule:
+    """A rule by which every place is as likely, whatever the origin."""
+    return lambda branch, _: int(rng.random() * branch.max_degree)
+
+
+def make_node_id(rng: random.Random) -> int:
+    """A node's number of up to six digits, distributed as the original's are."""
+    return int(str(jenkins_hash(rng.getrandbits(32)))[:6])
+
+
+def delegate_index(origin: str, node_id: int, max_degree: int) -> int:
+    """The place whose child gets a request of *origin*, 0 to *max_degree* - 1.
+
+    As webrtc-tree-overlay's: the first six hex digits of the origin, mixed with the node's own
+    number so that no two levels choose alike. The same for all frames of an origin, whether or
+    not there is a child.
+    """
+    return jenkins_hash(_leading_hex(origin[:6]) ^ node_id) % max_degree
+
+
+def jenkins_hash(value: int) -> int:
+    """Robert Jenkins' 32-bit integer hash, cut to 31 bits at every step as the original does.
+
+    Shifting and adding is written as multiplying, and what is below 31 bits is not cut again: this
+    is half of what a hop costs in a simulation.
+    """
+    value = (value * 0x1001 + 0x7ED55D16) & 0x7FFFFFFF
+    value = value ^ 0x4761C23C ^ (value >> 19)
+    value = (value * 0x21 + 0x165667B1) & 0x7FFFFFFF
+    value = ((value + 0xD3A2646C) ^ (value << 9)) & 0x7FFFFFFF
+    value = (value * 9 + 0xFD7046C5) & 0x7FFFFFFF
+    return value ^ 0x355A4F09 ^ (value >> 16)
+
+
+def _leading_hex(text: str) -> int:
+    """What JavaScript's parseInt makes of *text*; 0 where it makes NaN of it."""
+    if text.isalnum() and text.isascii():
+        # As every id that a server gives: this is asked at every hop. A leading 0x is passed over
+        # here as it is there.
+        try:
+            return int(text, 16)
+        except ValueError:
+            pass
+    digits = "".join(_while_hex(text))
+    return int(digits, 16) if digits else 0
+
+
+def _while_hex(text: str) -> Iterator[str]:
+    for character in text:
+        if character not in "0123456789abcdefABCDEF":
+            return
+        yield character

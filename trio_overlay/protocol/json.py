@@ -1,0 +1,75 @@
+"""JSON text that strangers sent, decoded with one documented exception.
+
+Every frame of every system here is JSON; this is the one place that knows in how many ways
+Python's decoder can fail on hostile input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn, TypeAlias
+
+from trio_overlay.errors import MalformedFrame
+
+JSON: TypeAlias = Any
+"""None, bool, int, float, str, list or dict with str keys, of the same."""
+
+
+MAX_DEPTH = 128
+"""How deep lists and objects may be nested: whatever was decoded can also be encoded again, from
+any depth of the stack, without a RecursionError."""
+
+
+def decode_json(text: str | bytes) -> JSON:
+    """The value that *text* stands for.
+
+    MalformedFrame: no JSON, no UTF-8, nested too deep, a number too long to be read, or one of
+    the NaN and infinities that JSON does not have.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        # From inside the C scanner; how deep is too deep differs between Python versions.
+        raise MalformedFrame("JSON is nested too deep") from None
+    except ValueError as error:
+        # JSONDecodeError, UnicodeDecodeError, and int's limit of 4300 digits.
+        raise MalformedFrame(f"not JSON: {error}") from None
+    # Counting brackets is quick, and nearly always shows that a closer look is not needed.
+    brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(map(text.count, brackets)) > MAX_DEPTH and _is_too_deep(value):  # type: ignore[arg-type]
+        raise MalformedFrame(f"JSON is nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def encode_json(value: JSON) -> str:
+    """*value* as compact JSON text, in ASCII, so that lone surrogates survive.
+
+    TypeError, ValueError: *value* is no JSON value.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # 1e999: Python would make an infinity of it, and not encode it again
+        raise ValueError(f"{text:.40} is too large")
+    return number
+
+
+def _is_too_deep(value: JSON) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,246 @@
+"""What two neighbours in the tree say to each other on their channel.
+
+`Data` and `JoinRequest` are webrtc-tree-overlay 1.0.13's. A JavaScript node throws on any other
+type, so the rest goes only to a neighbour that named the frame's extension when it joined or
+answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, TypeGuard
+
+from trio_overlay.errors import MalformedFrame
+from trio_overlay.protocol.ancestry import MAX_NUMBER, NEVER, Descent, Number
+from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame, check_signal_frame
+from trio_overlay.protocol.filling import MAX_LEVELS, OLD_PROTOCOL_VIEW
+from trio_overlay.protocol.json import JSON, decode_json, encode_json
+
+CREDIT = "credit"
+"""The extension of those who count what they send and are told what was read."""
+CONNECTIONS = "connections"
+"""The extension of those who can make further connections, signalled over the tree's channel."""
+
+HEAL = "heal"
+"""The extension of those who give signs of life, and tell and hear where in the tree they are."""
+
+EXTENSIONS = frozenset({WITHDRAW, CREDIT, CONNECTIONS, HEAL})
+"""What a node of this package says it understands."""
+
+MAX_CONNECTION_NAME = 64
+MAX_ID = 64
+"""Characters of an id in a path: the longest path that is believed can be told to anybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A message of the application, any JSON value."""
+
+    data: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRequest:
+    """One bootstrap frame of somebody who wants a place in the receiver's part of the tree."""
+
+    frame: SignalFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The request of *origin* is taken back. Extension `WITHDRAW`."""
+
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """*size* more bytes of `Data` frames were read, and as many may be sent. Extension `CREDIT`."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSignal:
+    """A signal for a further connection between the two neighbours. Extension `CONNECTIONS`.
+
+    Whoever opens the connection names it; the name means something on this channel only.
+    """
+
+    connection: str
+    signal: JSON
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRefused:
+    """The further connection *connection* is given up. Extension `CONNECTIONS`."""
+
+    connection: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Descend:
+    """The parent's word on where it stands, and so where the child does. Extension `HEAL`."""
+
+    descent: Descent
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A sign of life. Extension `HEAL`.
+
+    A parent's has its newest number, and says that it stands where it did. A child's first one
+    says that it has taken its parent's word: until then neither passes anything on to the other.
+    """
+
+    number: Number | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The free places a child has, by level, after *seen* requests of its parent's. `HEAL`."""
+
+    view: tuple[int, ...]
+    seen: int
+
+
+TreeFrame: TypeAlias = (
+    Data
+    | JoinRequest
+    | Withdraw
+    | Credit
+    | ConnectionSignal
+    | ConnectionRefused
+    | Descend
+    | Beat
+    | Report
+)
+
+
+def decode_tree(frame: str | bytes) -> TreeFrame:
+    """The frame that a neighbour sent; binary frames are taken as the text they hold.
+
+    MalformedFrame: no frame of this protocol; the message says why.
+    """
+    value = decode_json(frame)
+    if not isinstance(value, dict):
+        raise MalformedFrame(f"a frame is an object, not {type(value).__name__}")
+    match value.get("type"):
+        case "DATA":
+            # JSON.stringify leaves out a key whose value is undefined.
+            return Data(value.get("data"))
+        case "JOIN-REQUEST":
+            request = check_signal_frame(value, len(frame))
+            if request.origin is None:
+                raise MalformedFrame("a JOIN-REQUEST has an origin")
+            return JoinRequest(request)
+        case "WITHDRAW":
+            return Withdraw(_text(value, "origin"), _text(value, "reason"))
+        case "CREDIT":
+            size = value.get("size")
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise MalformedFrame("the size of a CREDIT is a positive number")
+            return Credit(size)
+        case "BEAT":
+            number = value.get("number")
+            return Beat(None if number is None else _number(number))
+        case "REPORT":
+            view, seen = value.get("free"), value.get("seen")
+            if not _is_view(view) or not _is_count(seen):
+                raise MalformedFrame("a REPORT has counts of free places, and of requests seen")
+            return Report(tuple(view), seen)
+        case "DESCENT":
+            path = value.get("path")
+            if not isinstance(path, list) or not all(map(_is_id, path)):
+                raise MalformedFrame(
+                    f"the path of a DESCENT is a list of ids of up to {MAX_ID} ASCII characters"
+                )
+            return Descend(Descent(_number(value.get("number")), tuple(path)))
+        case "CONNECTION-SIGNAL":
+            if not isinstance(value.get("signal"), dict):
+                raise MalformedFrame("the signal of a CONNECTION-SIGNAL is an object")
+            return ConnectionSignal(_name(value), value["signal"])
+        case "CONNECTION-REFUSED":
+            return ConnectionRefused(_name(value), _text(value, "reason"))
+        case other:
+            raise MalformedFrame(f"no frame of the tree has the type {other!r:.40}")
+
+
+def encode_tree(frame: TreeFrame) -> str:
+    """*frame* as JSON text.
+
+    TypeError, ValueError: the data of a `Data` is no JSON value.
+    """
+    match frame:
+        case Data(data):
+            return encode_json({"type": "DATA", "data": data})
+        case JoinRequest(request):
+            # From a bootstrap server: the original, too, adds the type to whatever came.
+            return encode_json({**request.fields, "type": "JOIN-REQUEST"})
+        case Report(view, seen):
+            return encode_json({"type": "REPORT", "free": view, "seen": seen})
+        case Beat(number):
+            return encode_json({"type": "BEAT", "number": number})
+        case Descend(Descent(number, path)):
+            return encode_json({"type": "DESCENT", "number": number, "path": path})
+        case Withdraw(origin, reason):
+            return encode_json({"type": "WITHDRAW", "origin": origin, "reason": reason})
+        case Credit(size):
+            return encode_json({"type": "CREDIT", "size": size})
+        case ConnectionSignal(connection, signal):
+            return encode_json(
+                {"type": "CONNECTION-SIGNAL", "connection": connection, "signal": signal}
+            )
+        case ConnectionRefused(connection, reason):
+            return encode_json(
+                {"type": "CONNECTION-REFUSED", "connection": connection, "reason": reason}
+            )
+
+
+def frozen_number(frame: SignalFrame) -> Number:
+    """The number that the applicant of this frame has frozen; NEVER for who had no parent yet."""
+    try:
+        return _number(frame.fields["number"])
+    except (KeyError, MalformedFrame):
+        return NEVER
+
+
+def brought_view(frame: SignalFrame) -> tuple[int, ...]:
+    """The free places that the applicant of this frame brings along, by level."""
+    view = frame.fields.get("free")
+    return tuple(view) if _is_view(view) and any(view) else OLD_PROTOCOL_VIEW
+
+
+def _is_view(value: JSON) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) <= MAX_LEVELS and all(map(_is_count, value))
+
+
+def _is_count(value: JSON) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value < MAX_NUMBER
+
+
+def _number(value: JSON) -> Number:
+    match value:
+        case [int(epoch), int(count)] if 0 <= epoch < MAX_NUMBER and 0 <= count < MAX_NUMBER:
+            return epoch, count
+    raise MalformedFrame("a number of the root is two whole numbers from 0 up")
+
+
+def _is_id(name: JSON) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_ID and name.isascii() and name.isprintable()
+
+
+def _text(value: dict[str, JSON], key: str) -> str:
+    found = value.get(key)
+    if not isinstance(found, str):
+        raise MalformedFrame(f"the {key} of a {value['type']} is a string")
+    return found
+
+
+def _name(value: dict[str, JSON]) -> str:
+    name = _text(value, "connection")
+    if not 0 < len(name) <= MAX_CONNECTION_NAME:
+        raise MalformedFrame(f"a connection's name has 1 to {MAX_CONNECTION_NAME} characters")
+    return name

@@ -1,0 +1,1 @@
+"""Where peers meet: the server, its clients, and the roads that signals travel."""

@@ -1,0 +1,254 @@
+"""The bootstrap server's tasks: they carry out what the switchboard decides.
+
+One connection has a reader, a writer with a bounded queue and, for a root, a heartbeat. Knows
+channels and requests for them, no sockets: in memory and under a virtual clock it is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import trio
+
+from trio_overlay.channels.channel import Channel
+from trio_overlay.channels.network import UpgradeRequest
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import MessageTooLarge, ProtocolError
+from trio_overlay.protocol.bootstrap import (
+    ANNOUNCEMENT,
+    Heartbeat,
+    decode_bootstrap,
+    encode_bootstrap,
+)
+from trio_overlay.protocol.switchboard import (
+    DEFAULT_GRACE_TIMEOUT,
+    DEFAULT_HOLD_TIMEOUT,
+    DEFAULT_TIMEOUT,
+    Action,
+    Client,
+    Close,
+    Root,
+    Send,
+    Switchboard,
+)
+from trio_overlay.signaling import limits
+
+HEARTBEAT_INTERVAL = 15.0
+"""Seconds between two signs of life for a root, as in the original."""
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for the last words to a client that is being closed."""
+
+logger = logging.getLogger(__name__)
+
+
+class BootstrapService:
+    """Serves prospects and roots; `run` must be running meanwhile."""
+
+    def __init__(
+        self,
+        identifiers: Iterator[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        hold_timeout: float = DEFAULT_HOLD_TIMEOUT,
+        grace_timeout: float = DEFAULT_GRACE_TIMEOUT,
+        heartbeat_interval: float = HEARTBEAT_INTERVAL,
+    ) -> None:
+        self.switchboard = Switchboard(
+            identifiers,
+            timeout=timeout,
+            hold_timeout=hold_timeout,
+            grace_timeout=grace_timeout,
+        )
+        self._heartbeat_interval = heartbeat_interval
+        self._connections: dict[Client, _Connection] = {}
+        self._tick_at = math.inf
+        self._rescheduled = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Let time pass for the switchboard; runs until cancelled."""
+        task_status.started()
+        while True:
+            self._act(self.switchboard.tick(trio.current_time()))
+            self._rescheduled = trio.Event()
+            self._tick_at = self.switchboard.next_tick_at
+            with trio.CancelScope(deadline=self._tick_at):
+                await self._rescheduled.wait()
+
+    async def serve_prospect(self, request: UpgradeRequest) -> None:
+        """One client of ``/join``, from its request to its end."""
+        channel = await request.accept()
+        client, actions = self.switchboard.enter_prospect(
+            trio.current_time(), is_announced=_is_announced(request)
+        )
+        logger.debug("%s is prospect %s", request.remote, client.identifier)
+        connection = _Connection(
+            channel,
+            f"prospect {client.identifier} ({request.remote})",
+            limits.MAX_QUEUED_BYTES,
+            is_limited=True,
+        )
+        await self._serve(client, connection, actions, heartbeat_interval=None)
+
+    async def serve_root(self, request: UpgradeRequest) -> None:
+        """One registration as root, from its request to its end; the secret has been checked."""
+        channel = await request.accept()
+        client, actions = self.switchboard.enter_root(
+            trio.current_time(), is_announced=_is_announced(request)
+        )
+        logger.info("%s is now the root, one of %d", request.remote, self.switchboard.count_roots)
+        connection = _Connection(
+            channel,
+            f"the root at {request.remote}",
+            limits.MAX_QUEUED_BYTES_OF_ROOT,
+            is_limited=False,
+        )
+        try:
+            await self._serve(
+                client, connection, actions, heartbeat_interval=self._heartbeat_interval
+            )
+        finally:
+            logger.info(
+                "the root at %s is gone (%s), %d left",
+                request.remote,
+                channel.close_reason or "closed by this end",
+                self.switchboard.count_roots,
+            )
+
+    async def _serve(
+        self,
+        client: Client,
+        connection: _Connection,
+        actions: Iterable[Action],
+        heartbeat_interval: float | None,
+    ) -> None:
+        # From entering the switchboard to here and from here to leaving it there is no await: who
+        # is in the one is in the other.
+        self._connections[client] = connection
+        self._act(actions)
+        try:
+            with connection.life:
+                async with open_background_nursery() as nursery:
+                    nursery.start_soon(connection.write)
+                    if heartbeat_interval is not None:
+                        nursery.start_soon(connection.send_heartbeats, heartbeat_interval)
+                    await self._read(client, connection)
+        finally:
+            del self._connections[client]
+            self._act(self.switchboard.leave(trio.current_time(), client))
+
+    async def _read(self, client: Client, connection: _Connection) -> None:
+        """Take in what *client* says, until its connection has ended."""
+        while True:
+            try:
+                text = await connection.channel.receive()
+            except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            now = trio.current_time()
+            try:
+                connection.check_allowance(now, len(text))
+                frame = decode_bootstrap(text)
+                actions = self.switchboard.receive(now, client, frame)
+            except ProtocolError as error:
+                logger.info("%s is closed: %s", connection.name, error)
+                connection.close_nowait(str(error))
+                await connection.closed.wait()
+                return
+            if isinstance(client, Root) and not isinstance(frame, Heartbeat):
+                logger.debug("%s said what a root has no business to say", connection.name)
+            self._act(actions)
+
+    def _act(self, actions: Iterable[Action]) -> None:
+        """Do what the switchboard decided; never waits."""
+        for action in actions:
+            match action:
+                case Send(to, text):
+                    connection = self._connections.get(to)
+                    if connection is not None:
+                        connection.send_nowait(text)
+                case Close(client, reason):
+                    connection = self._connections.get(client)
+                    if connection is not None:
+                        connection.close_nowait(reason)
+        if self.switchboard.next_tick_at < self._tick_at:
+            self._rescheduled.set()
+
+
+class _Connection:
+    """The way to one client: what is to be said to it waits here, up to a limit."""
+
+    def __init__(
+        self, channel: Channel, name: str, max_queued_bytes: int, *, is_limited: bool
+    ) -> None:
+        self.channel = channel
+        self.name = name
+        self.life = trio.CancelScope()
+        """Around all tasks of this connection; has a deadline once it is being closed."""
+        self.closed = trio.Event()
+        self._max_queued_bytes = max_queued_bytes
+        self._queue: deque[str] = deque()
+        self._queued_bytes = 0
+        self._close_reason: str | None = None
+        self._writer = trio.lowlevel.ParkingLot()
+        self._frames = limits.prospect_frames() if is_limited else None
+        self._bytes = limits.prospect_bytes() if is_limited else None
+
+    def check_allowance(self, now: float, size: int) -> None:
+        """ProtocolError: this client floods us."""
+        if self._frames is not None and not self._frames.take(now, 1):
+            raise ProtocolError("too many frames in a short time")
+        if self._bytes is not None and not self._bytes.take(now, size):
+            raise ProtocolError("too many bytes in a short time")
+
+    def send_nowait(self, text: str) -> None:
+        """Say *text*, in its turn; a client that lets too much pile up is closed."""
+        if self._close_reason is not None:
+            return
+        if self._queued_bytes + len(text) > self._max_queued_bytes:
+            logger.warning("%s is closed: it does not read what it is sent", self.name)
+            self._queue.clear()
+            self.close_nowait("you do not read what you are sent")
+            return
+        self._queue.append(text)
+        self._queued_bytes += len(text)
+        self._writer.unpark()
+
+    def close_nowait(self, reason: str) -> None:
+        """Close, after what is already queued, or when `CLOSE_TIMEOUT` has passed."""
+        if self._close_reason is None:
+            self._close_reason = reason
+            self.life.deadline = trio.current_time() + CLOSE_TIMEOUT
+            self._writer.unpark()
+
+    async def write(self) -> None:
+        try:
+            while True:
+                if self._queue:
+                    text = self._queue.popleft()
+                    try:
+                        await self.channel.send(text)
+                    except MessageTooLarge as error:
+                        # This client's limit is lower than the sender's was.
+                        logger.info("a frame for %s is dropped: %s", self.name, error)
+                    self._queued_bytes -= len(text)
+                elif self._close_reason is not None:
+                    await self.channel.aclose(self._close_reason)
+                    return
+                else:
+                    await self._writer.park()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader meets the same
+        finally:
+            self.closed.set()
+
+    async def send_heartbeats(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            self.send_nowait(encode_bootstrap(Heartbeat()))
+
+
+def _is_announced(request: UpgradeRequest) -> bool:
+    return ANNOUNCEMENT in request.query.split("&")

@@ -1,0 +1,76 @@
+"""What users import in their own tests: a network in one process, with faults, under a clock of
+its own, and what is needed to trust it.
+
+| module | what is in it |
+|---|---|
+| `network` | `VirtualNetwork`: hosts, servers, peer connections, latency and faults |
+| `faults` | the rules of a virtual network: selectors and actions |
+| `signaling` | `open_signaling`: the signaling server, on a virtual network |
+| `history` | `History`: what happened, line by line |
+| `determinism` | `virtual_test`, `run_virtual`, `SteppedRun`: runs that go the same way each time |
+| `cancellation` | `cancel_at_every_checkpoint`: nothing is left, wherever it was cancelled |
+| `story` | `Story`: steps as text that people read and `replay` lives through |
+| `world`, `tree_world` | what a story happens to: real nodes, and what must hold at any time |
+| `strategies` | Hypothesis strategies: ids, signals, frames, fault plans, valid and hostile |
+| `tree` | `TreeMachine`: the ready Hypothesis state machine for the tree |
+| `fuzz` | `fuzz`: stories of a machine until one fails, as `trio-overlay fuzz` does |
+
+The last three need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
+names; everything else is here.
+"""
+
+from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_checkpoint
+from trio_overlay.testing.determinism import (
+    NothingWillHappen,
+    SteppedRun,
+    deterministic_trio,
+    run_virtual,
+    virtual_test,
+)
+from trio_overlay.testing.faults import (
+    Action,
+    Cut,
+    FailHandshakes,
+    Latency,
+    LoseSignals,
+    Rule,
+    Selector,
+    SlowReader,
+)
+from trio_overlay.testing.history import History
+from trio_overlay.testing.network import VirtualHost, VirtualNetwork, VirtualServer
+from trio_overlay.testing.signaling import SignalingHost, open_signaling
+from trio_overlay.testing.story import Step, Story
+from trio_overlay.testing.tree_world import TreeWorld, replay
+from trio_overlay.testing.world import Life, VirtualWorld
+
+__all__ = [
+    "Action",
+    "Cut",
+    "FailHandshakes",
+    "History",
+    "Latency",
+    "Life",
+    "LoseSignals",
+    "NothingWillHappen",
+    "Rule",
+    "Scenario",
+    "Selector",
+    "SignalingHost",
+    "SlowReader",
+    "Step",
+    "SteppedRun",
+    "Story",
+    "TreeWorld",
+    "Trial",
+    "VirtualHost",
+    "VirtualNetwork",
+    "VirtualServer",
+    "VirtualWorld",
+    "cancel_at_every_checkpoint",
+    "deterministic_trio",
+    "open_signaling",
+    "replay",
+    "run_virtual",
+    "virtual_test",
+]

@@ -1,0 +1,255 @@
+"""Trio runs that go the same way each time: seeded scheduling, a clock that jumps.
+
+Two ways to have one: `run_virtual` runs a function to its end; `SteppedRun` lets code that does
+not wait (a Hypothesis state machine, a prompt) have a run go on a little at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import partial, wraps
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import trio
+from trio.testing import MockClock
+
+P = ParamSpec("P")
+T = TypeVar("T")
+WorldT = TypeVar("WorldT")
+
+NOTHING_WILL_HAPPEN = "all tasks wait for each other, and no deadline will come"
+
+_IDLE_TICKS = 1_000
+"""So many passes of Trio's loop are made before we look whether it will ever end."""
+
+
+class NothingWillHappen(AssertionError):
+    """Every task waits for another, and no deadline will come: a deadlock."""
+
+
+@contextmanager
+def deterministic_trio(seed: int = 0) -> Iterator[None]:
+    """Runs begun in this block schedule their tasks in an order that *seed* decides.
+
+    Trio shuffles the tasks that are ready at the same time, so that nobody relies on an order,
+    and has a switch for tests that need the same one again. Its names are private; a test of
+    ours fails when Trio changes them.
+
+    What remains is the program's own affair: no iteration over sets, no ``random`` without a
+    seed, no wall clock, no threads. Under the virtual network all of this package keeps to that.
+    """
+    scheduler = _scheduler()
+    former = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
+    state = scheduler._r.getstate()
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r.seed(seed)
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = former
+        scheduler._r.setstate(state)
+
+
+def run_virtual(
+    async_fn: Callable[..., Awaitable[T]],
+    *args: object,
+    seed: int = 0,
+    instruments: tuple[trio.abc.Instrument, ...] = (),
+) -> T:
+    """`trio.run` with seeded scheduling and a virtual clock that jumps over all waiting.
+
+    Time begins at 0. Call it from a test that is not async itself. It gives what *async_fn*
+    returns and raises what it raises.
+
+    NothingWillHappen: all tasks wait, and no time that passes can change it. The run was cancelled.
+    """
+    watch = _Watch()
+
+    async def run() -> T:
+        with watch.scope:
+            return await async_fn(*args)
+        raise NothingWillHappen(NOTHING_WILL_HAPPEN)
+
+    with deterministic_trio(seed):
+        try:
+            return trio.run(
+                run, clock=MockClock(autojump_threshold=0), instruments=(*instruments, watch)
+            )
+        except BaseException as error:
+            if watch.scope.cancel_called and not isinstance(error, NothingWillHappen):
+                raise NothingWillHappen(NOTHING_WILL_HAPPEN) from error
+            raise
+
+
+def virtual_test(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """The async *test* as a plain one, for pytest or ``@given``: `run_virtual` runs it, seed 0.
+
+    It needs no plugin and gets along with those of Trio and anyio, which leave plain tests alone.
+    """
+
+    @wraps(test)
+    def run_test(*args: P.args, **kwargs: P.kwargs) -> None:
+        run_virtual(partial(test, *args, **kwargs))
+
+    return run_test
+
+
+class SteppedRun(Generic[WorldT]):
+    """A Trio run that goes on only while `call` is waiting, under seeded scheduling.
+
+    *open_world* is entered by the run's main task when the run starts, and left by `close`:
+    everything that lives between two calls is in there. A context manager itself: leaving it
+    closes. All is done in the calling thread, so nothing but the calls makes time pass.
+
+    It is a guest run (`trio.lowlevel.start_guest_run`) whose host is a loop of ten lines. With a
+    clock that jumps Trio never needs the thread that guest runs otherwise wait for I/O in.
+    """
+
+    def __init__(
+        self, open_world: Callable[[], AbstractAsyncContextManager[WorldT]], *, seed: int = 0
+    ) -> None:
+        self._open_world = open_world
+        self._seed = seed
+        self._due: deque[Callable[[], object]] = deque()
+        self._scheduling = deterministic_trio(seed)
+        self._is_running = False
+        self._outcome: Any = None  # an `outcome.Outcome`, once the run is over
+        self._wake: trio.Event
+        self._scope: trio.CancelScope
+        self._command: Callable[[WorldT], Awaitable[object]] | None = None
+        self._result: object = None
+        self._error: Exception | None = None
+        self._has_result = False
+
+    def __enter__(self) -> SteppedRun[WorldT]:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin the run and enter the world. What the world's entry raises comes out here."""
+        self._scheduling.__enter__()
+        self._is_running = True
+        trio.lowlevel.start_guest_run(
+            self._main,
+            clock=MockClock(autojump_threshold=0),
+            run_sync_soon_threadsafe=self._due.append,
+            done_callback=self._end,
+        )
+        self._go_on()
+
+    def call(self, command: Callable[[WorldT], Awaitable[T]]) -> T:
+        """Let the run go on until *command*, given the world, has returned.
+
+        It gives what *command* returns and raises what it raises. When the run itself ends
+        instead, because a task of the world failed, that failure comes out here.
+
+        NothingWillHappen: all tasks wait, and no time that passes can change it.
+        """
+        if self._outcome is not None:
+            raise RuntimeError("this run is over")
+        self._command = command
+        self._wake.set()
+        try:
+            self._go_on()
+        except NothingWillHappen:
+            self._scope.cancel()
+            self._go_on()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]  # it is what the command returned
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* of virtual time pass."""
+
+        async def wait(_: WorldT) -> None:
+            await trio.sleep(seconds)
+
+        self.call(wait)
+
+    def close(self) -> None:
+        """Leave the world and end the run; what that raises comes out here. Idempotent."""
+        if not self._is_running:
+            return
+        try:
+            if self._outcome is None:
+                self._command = None
+                self._wake.set()
+                self._go_on()
+        finally:
+            self._is_running = False
+            self._scheduling.__exit__(None, None, None)
+
+    async def _main(self) -> None:
+        async with self._open_world() as world:
+            while True:
+                self._wake = trio.Event()
+                self._has_result = True
+                await self._wake.wait()
+                if self._command is None:
+                    return
+                self._result = self._error = None
+                try:
+                    with trio.CancelScope() as self._scope:
+                        self._result = await self._command(world)
+                except Exception as error:  # noqa: BLE001 - `call` raises it, at its caller's
+                    self._error = error
+
+    def _end(self, outcome: Any) -> None:
+        self._outcome = outcome
+        self._has_result = True
+
+    def _go_on(self) -> None:
+        self._has_result = False
+        ticks = 0
+        while not self._has_result:
+            self._due.popleft()()
+            ticks += 1
+            if ticks % _IDLE_TICKS == 0 and not self._has_result:
+                self._check_that_something_will_happen()
+        if self._outcome is not None:
+            self._outcome.unwrap()
+
+    def _check_that_something_will_happen(self) -> None:
+        if _nothing_will_happen():
+            raise NothingWillHappen(NOTHING_WILL_HAPPEN)
+
+
+class _Watch(trio.abc.Instrument):
+    """Cancels `scope` when nothing will happen any more; with a clock that jumps, Trio spins."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self._ticks = 0
+
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - Trio gives it
+        """A pass of Trio's loop, and no task is ready."""
+        self._ticks += 1
+        if self._ticks % _IDLE_TICKS == 0 and _nothing_will_happen():
+            self.scope.cancel()
+
+
+def _nothing_will_happen() -> bool:
+    statistics = trio.lowlevel.current_statistics()
+    return not (
+        statistics.tasks_runnable
+        or statistics.run_sync_soon_queue_size
+        or statistics.seconds_to_next_deadline < float("inf")
+    )
+
+
+def _scheduler() -> Any:
+    import trio._core._run
+
+    return trio._core._run

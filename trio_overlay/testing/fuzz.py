@@ -1,0 +1,156 @@
+"""Telling stories until one fails: what ``trio-overlay fuzz`` does, for programs.
+
+It needs Hypothesis (``trio-overlay[testing]``).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, Verbosity
+from hypothesis.errors import UnsatisfiedAssumption
+from hypothesis.stateful import run_state_machine_as_test
+
+from trio_overlay.testing.story import Story
+from trio_overlay.testing.tree import TreeMachine
+from trio_overlay.testing.tree_world import replay
+from trio_overlay.testing.world import VirtualWorld
+
+DEFAULT_EXAMPLES = 100
+DEFAULT_STEPS = 30
+
+
+@dataclass(eq=False)
+class FuzzRun:
+    """What came of `fuzz`, and while it runs, how far it is."""
+
+    count_stories: int = 0
+    """Those that were begun, the many tried while shrinking included."""
+    count_steps: int = 0
+    has_failed: bool = False
+    """Whether a story has failed; from then on it is being shrunk."""
+    story: Story | None = None
+    """The shortest that was found to fail; None if none did."""
+    failure: Exception | None = None
+    """What came out of it."""
+
+
+class _TimeIsUp(BaseException):
+    """Out of Hypothesis, which takes no exception for a failure that is no `Exception`."""
+
+
+def fuzz(
+    machine: type[TreeMachine],
+    *,
+    seed: int,
+    max_examples: int | None = DEFAULT_EXAMPLES,
+    max_steps: int = DEFAULT_STEPS,
+    max_seconds: float | None = None,
+    on_progress: Callable[[FuzzRun], object] = lambda _: None,
+) -> FuzzRun:
+    """Have *machine* tell stories until one fails, and shrink that.
+
+    At most *max_examples* of them (None for any number) of up to *max_steps* rules, and none
+    begins later than *max_seconds* of real time from now; shrinking takes the time it takes, up
+    to Hypothesis's own limit of five minutes. The same *machine*, *seed*, *max_examples* and
+    *max_steps* tell the same stories, with the same version of Hypothesis; nothing is read from
+    its database or written to it. *on_progress* is called with the run after each step.
+    """
+    run = FuzzRun()
+    ends_at = float("inf") if max_seconds is None else time.monotonic() + max_seconds
+
+    class Observed(machine):  # type: ignore[misc, valid-type]  # which one is known only now
+        def __init__(self) -> None:
+            super().__init__()
+            run.count_stories += 1
+
+        def tell(self, who: str, verb: str, whom: str | None = None, *, pause: float = 0.0) -> None:
+            run.count_steps += 1
+            on_progress(run)
+            super().tell(who, verb, whom, pause=pause)
+
+        def teardown(self) -> None:
+            # The last story that Hypothesis lives through, if one failed, is the shrunk one.
+            run.story = getattr(self, "story", None)
+            error = sys.exc_info()[1]
+            run.has_failed |= _is_failure(error)
+            try:
+                super().teardown()
+            except Exception:
+                run.has_failed = True
+                raise
+            # Not between two stories: one that draws nothing is inconsistent to Hypothesis.
+            if error is None and not run.has_failed and time.monotonic() >= ends_at:
+                raise _TimeIsUp
+
+    settings = hypothesis.settings(
+        max_examples=max_examples or sys.maxsize,
+        stateful_step_count=max_steps,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(hypothesis.seed(seed)(Observed), settings=settings)
+    except _TimeIsUp:
+        pass
+    except Exception as error:  # noqa: BLE001 - it is what we were looking for
+        run.failure = error
+        if run.story is not None:
+            run.story = shorten(run.story, machine.open_world)
+        return run
+    run.story = None
+    return run
+
+
+def shorten(story: Story, open_world: Callable[[Mapping[str, str]], VirtualWorld]) -> Story:
+    """*story* without the steps that its failure does not need.
+
+    Steps are taken out one at a time, for as long as what is left fails with the same kinds of
+    errors. Hypothesis has shrunk what its rules were given; here there is less that hangs together.
+    A story that does not fail when it is replayed stays as it is.
+    """
+    wanted = _failure_of(story, open_world)
+    if wanted is None:
+        return story
+    index = len(story.steps)
+    while index > 0:
+        index -= 1
+        steps = story.steps[:index] + story.steps[index + 1 :]
+        shorter = Story(story.settings, steps)
+        if _failure_of(shorter, open_world) == wanted:
+            story, index = shorter, len(steps)  # from the end again: more may have become needless
+    return story
+
+
+def _failure_of(
+    story: Story, open_world: Callable[[Mapping[str, str]], VirtualWorld]
+) -> frozenset[str] | None:
+    """The kinds of errors with which *story* fails; None if it does not."""
+    try:
+        replay(str(story), open_world)
+    except Exception as error:  # noqa: BLE001 - it is what was asked for
+        return frozenset(_kinds_of(error))
+    return None
+
+
+def _kinds_of(error: BaseException) -> Iterator[str]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _kinds_of(each)
+    else:
+        yield type(error).__qualname__
+
+
+def _is_failure(error: BaseException | None) -> bool:
+    """Whether *error*, on its way out of a story, is more than Hypothesis's wish to stop it."""
+    return isinstance(error, Exception) and not isinstance(error, UnsatisfiedAssumption)

@@ -1,0 +1,252 @@
+"""Hypothesis strategies: what peers of the protocols say, and what strangers might.
+
+Those called `hostile_…` are texts and values that a decoder must refuse with `MalformedFrame`, or
+take; never may anything else come out of it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+from trio_overlay.protocol.bootstrap import (
+    BootstrapFrame,
+    Done,
+    Heartbeat,
+    Hello,
+    Refused,
+    Withdrawn,
+    encode_bootstrap,
+    signal_frame,
+)
+from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.signals import (
+    Answer,
+    Candidate,
+    Irrelevant,
+    Offer,
+    Signal,
+    encode_signal,
+)
+from trio_overlay.protocol.tree import (
+    ConnectionRefused,
+    ConnectionSignal,
+    Credit,
+    Data,
+    JoinRequest,
+    TreeFrame,
+    Withdraw,
+    encode_tree,
+)
+from trio_overlay.testing.faults import (
+    Action,
+    Cut,
+    FailHandshakes,
+    Latency,
+    LoseSignals,
+    Rule,
+    Selector,
+    SlowReader,
+)
+
+DEEPEST = 3_000
+"""Nesting of hostile JSON, deeper than any decoder here goes."""
+
+# --- JSON ---------------------------------------------------------------------------------
+
+
+def texts(max_size: int | None = 40) -> st.SearchStrategy[str]:
+    """Text as JSON can hold it: control characters and lone surrogates, too."""
+    return st.text(st.characters(), max_size=max_size)
+
+
+def json_values(max_leaves: int = 20) -> st.SearchStrategy[JSON]:
+    """Any JSON value: what comes back equal from ``json.loads(json.dumps(value))``."""
+    leaves = st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**64), 2**64),
+        st.floats(allow_nan=False, allow_infinity=False),
+        texts(),
+    )
+    return st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(texts(10), inner, max_size=5),
+        max_leaves=max_leaves,
+    )
+
+
+def hostile_texts() -> st.SearchStrategy[str | bytes]:
+    """Frames that are no JSON, or JSON that wears a decoder out: huge numbers, deep nesting."""
+    depths = st.integers(100, DEEPEST)
+    return st.one_of(
+        texts(),
+        st.binary(max_size=40),
+        st.sampled_from(["", " ", "NaN", "[Infinity]", "-Infinity", "{", '"\\ud800"', "\ufeff{}"]),
+        st.integers(400, 6_000).map(lambda digits: "9" * digits),
+        st.integers(1, 400).map(lambda exponent: f"1e{exponent}"),
+        depths.map(lambda depth: "[" * depth + "]" * depth),
+        depths.map(lambda depth: '{"signal":' * depth + "1" + "}" * depth),
+        depths.map(lambda depth: "[" * depth),
+        json_values().map(json.dumps),
+        json_values().map(lambda value: json.dumps(value)[:-1]),
+    )
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, values: st.SearchStrategy[JSON]) -> JSON:
+    """A value drawn from *values* with one thing in it wrong: a key gone, or another type."""
+    value = draw(values)
+    spots = list(_spots(value))
+    if not spots:
+        return draw(json_values(5))
+    holder, key = draw(st.sampled_from(spots))
+    if isinstance(holder, dict) and draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = draw(json_values(5))
+    return value
+
+
+def _spots(value: JSON) -> list[tuple[Any, Any]]:
+    """Every place in *value* where another value could stand."""
+    found: list[tuple[Any, Any]] = []
+    items: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    for key, inner in items:
+        found.append((value, key))
+        found += _spots(inner)
+    return found
+
+
+# --- ids and signals ----------------------------------------------------------------------
+
+identifiers: st.SearchStrategy[str] = st.integers(0, 2**128 - 1).map("{:032x}".format)
+"""Ids as the bootstrap server gives them: 32 hex digits."""
+
+hostile_identifiers: st.SearchStrategy[JSON] = st.one_of(
+    identifiers.map(str.upper),
+    identifiers.map(lambda identifier: identifier[:-1]),
+    st.sampled_from(["", "0", "__proto__", "constructor", "toString", "null", "../../etc"]),
+    texts(),
+    json_values(3),
+)
+"""Ids that nobody was given, and what is no id at all."""
+
+candidates: st.SearchStrategy[Candidate] = st.builds(
+    Candidate,
+    st.one_of(
+        st.just(""),
+        st.integers(1, 65535).map("candidate:1 1 udp 2122260223 192.0.2.7 {} typ host".format),
+        st.integers(1, 65535).map("candidate:2 1 tcp 1518280447 192.0.2.7 {} typ host".format),
+        identifiers.map("candidate:3 1 udp 2113937151 {}.local 9 typ host".format),
+        st.just("candidate:4 1 udp 2122262783 2001:db8::7 4711 typ host"),
+    ),
+    st.none() | st.just("0"),
+    st.none() | st.just(0),
+)
+"""ICE candidates: IPv4, IPv6, mDNS, TCP, and the empty one that says there are no more."""
+
+signals: st.SearchStrategy[Signal] = st.one_of(
+    st.builds(Offer, texts(200)),
+    st.builds(Answer, texts(200)),
+    candidates,
+    st.just(Irrelevant()),
+)
+"""All kinds of signals; descriptions hold any text, for nobody on the way looks into it."""
+
+hostile_signals: st.SearchStrategy[JSON] = st.one_of(
+    spoiled(signals.map(encode_signal)), json_values(5)
+)
+"""Undecoded signals with something wrong in them, mostly."""
+
+# --- frames -------------------------------------------------------------------------------
+
+extension_names = st.lists(st.sampled_from(["withdraw", "credit", "connections"]) | texts(10))
+
+signal_frames = st.builds(
+    signal_frame,
+    signals.map(encode_signal),
+    destination=st.none() | identifiers,
+    rank=st.integers(0, 100),
+    extensions=extension_names,
+)
+"""What a client says to the bootstrap server."""
+
+bootstrap_frames: st.SearchStrategy[BootstrapFrame] = st.one_of(
+    signal_frames,
+    st.builds(lambda frame, origin: frame.with_origin(origin), signal_frames, identifiers),
+    st.just(Heartbeat()),
+    st.builds(Hello, st.none() | identifiers, extension_names.map(frozenset)),
+    st.just(Done()),
+    st.builds(Withdrawn, st.none() | identifiers, texts()),
+    st.builds(Refused, texts()),
+)
+"""All that is said on the bootstrap server's sockets."""
+
+hostile_bootstrap_texts: st.SearchStrategy[str | bytes] = st.one_of(
+    spoiled(bootstrap_frames.map(encode_bootstrap).map(json.loads)).map(json.dumps),
+    hostile_texts(),
+)
+
+connection_names = st.integers(0, 2**64 - 1).map("{:016x}".format)
+
+tree_frames: st.SearchStrategy[TreeFrame] = st.one_of(
+    st.builds(Data, json_values()),
+    st.builds(
+        lambda frame, origin: JoinRequest(frame.with_origin(origin)), signal_frames, identifiers
+    ),
+    st.builds(Withdraw, identifiers, texts()),
+    st.builds(Credit, st.integers(1, 2**53)),
+    st.builds(ConnectionSignal, connection_names, signals.map(encode_signal)),
+    st.builds(ConnectionRefused, connection_names, texts()),
+)
+"""What tree nodes say to each other: the original's frames, and those of our extensions."""
+
+hostile_tree_texts: st.SearchStrategy[str | bytes] = st.one_of(
+    spoiled(tree_frames.map(encode_tree).map(json.loads)).map(json.dumps), hostile_texts()
+)
+
+# --- faults -------------------------------------------------------------------------------
+
+probabilities = st.floats(0.0, 1.0, allow_nan=False)
+
+
+def selectors(names: list[str]) -> st.SearchStrategy[Selector]:
+    """Ways between hosts of *names*, or from or to all."""
+    sides = st.just(("*",)) | st.lists(
+        st.sampled_from(names), min_size=1, max_size=3, unique=True
+    ).map(tuple)
+    return st.builds(Selector, sides, sides, st.booleans())
+
+
+actions: st.SearchStrategy[Action] = st.one_of(
+    st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 0.5)).map(lambda pair: Latency(*sorted(pair))),
+    st.builds(Cut, st.none() | st.floats(0.1, 60.0)),
+    st.builds(LoseSignals, probabilities),
+    st.builds(FailHandshakes, probabilities),
+    st.builds(SlowReader, st.floats(0.1, 1_000.0)),
+)
+"""What can happen to a way."""
+
+
+def fault_plans(
+    names: list[str], *, duration: float = 60.0, max_size: int = 8
+) -> st.SearchStrategy[list[tuple[float, float, Rule]]]:
+    """Rules for the ways between hosts of *names*, each with the moments it begins and ends.
+
+    Sorted by beginning; all have ended *duration* seconds from the start.
+    `VirtualNetwork.follow` puts them in force.
+    """
+    moments = st.floats(0.0, duration, allow_nan=False)
+    spans = st.tuples(moments, moments).map(sorted)
+    rules = st.builds(Rule, selectors(names), actions, st.sampled_from([None, "peer", "socket"]))
+    entries = st.tuples(spans, rules).map(lambda entry: (entry[0][0], entry[0][1], entry[1]))
+    return st.lists(entries, max_size=max_size).map(
+        lambda plan: sorted(plan, key=lambda entry: entry[:2])
+    )

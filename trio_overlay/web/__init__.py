@@ -1,0 +1,1 @@
+"""The browser client and the pages the server shows."""
