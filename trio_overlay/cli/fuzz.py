@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -25,7 +25,7 @@ from trio_overlay.testing.tree_world import replay
 
 if TYPE_CHECKING:
     from trio_overlay.testing.fuzz import FuzzRun
-    from trio_overlay.testing.tree import TreeMachine
+    from trio_overlay.testing.machine import StoryMachine
 
 DESCRIPTION = """\
 Let real nodes on a virtual network live through stories of joins, leaves, crashes, cuts and
@@ -76,7 +76,7 @@ def run_fuzz(arguments: argparse.Namespace, console: Console | None = None) -> i
     return look_for_a_failure(machine, arguments, console)
 
 
-def load_machine(name: str) -> type[TreeMachine]:
+def load_machine(name: str) -> type[StoryMachine[Any]]:
     """The state machine for the overlay called *name*.
 
     UsageError: there is none, or Hypothesis is not installed.
@@ -87,7 +87,7 @@ def load_machine(name: str) -> type[TreeMachine]:
         raise UsageError(
             "fuzzing needs Hypothesis: install the extra, pip install 'trio-overlay[testing]'"
         ) from error
-    from trio_overlay.testing.tree import TreeMachine
+    from trio_overlay.testing.machine import StoryMachine
 
     module, colon, attribute = OVERLAYS.get(name, name).partition(":")
     if not colon:
@@ -97,13 +97,13 @@ def load_machine(name: str) -> type[TreeMachine]:
             machine = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UsageError(f"there is no {name}: {error}") from error
-    if not isinstance(machine, type) or not issubclass(machine, TreeMachine):
+    if not isinstance(machine, type) or not issubclass(machine, StoryMachine):
         raise UsageError(f"{name} is no class of machines like {OVERLAYS['tree']}")
     return machine
 
 
 def look_for_a_failure(
-    machine: type[TreeMachine], arguments: argparse.Namespace, console: Console
+    machine: type[StoryMachine[Any]], arguments: argparse.Namespace, console: Console
 ) -> int:
     """Tell stories, and say what came of it."""
     from trio_overlay.testing.fuzz import DEFAULT_EXAMPLES, fuzz
@@ -142,7 +142,7 @@ def look_for_a_failure(
     return 1
 
 
-def replay_story(machine: type[TreeMachine], path: Path, console: Console) -> int:
+def replay_story(machine: type[StoryMachine[Any]], path: Path, console: Console) -> int:
     """Live through the story in the file at *path*, and say what came of it.
 
     UsageError: there is no story in it.
@@ -161,7 +161,7 @@ def replay_story(machine: type[TreeMachine], path: Path, console: Console) -> in
     return 0
 
 
-def _fails_again(machine: type[TreeMachine], story: Story) -> bool:
+def _fails_again(machine: type[StoryMachine[Any]], story: Story) -> bool:
     try:
         replay(Story.parse(str(story)), machine.open_world)
     except Exception:  # noqa: BLE001 - whatever it is

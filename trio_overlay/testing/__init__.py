@@ -12,10 +12,11 @@ its own, and what is needed to trust it.
 | `story` | `Story`: steps as text that people read and `replay` lives through |
 | `world`, `tree_world` | what a story happens to: real nodes, and what must hold at any time |
 | `strategies` | Hypothesis strategies: ids, signals, frames, fault plans, valid and hostile |
+| `machine` | `StoryMachine`: what the state machines of all overlays share |
 | `tree` | `TreeMachine`: the ready Hypothesis state machine for the tree |
 | `fuzz` | `fuzz`: stories of a machine until one fails, as `trio-overlay fuzz` does |
 
-The last three need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
+The last four need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
 names; everything else is here.
 """
 

@@ -9,14 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
 from hypothesis.errors import UnsatisfiedAssumption
 from hypothesis.stateful import run_state_machine_as_test
 
+from trio_overlay.testing.machine import StoryMachine
 from trio_overlay.testing.story import Story
-from trio_overlay.testing.tree import TreeMachine
 from trio_overlay.testing.tree_world import replay
 from trio_overlay.testing.world import VirtualWorld
 
@@ -44,7 +45,7 @@ class _TimeIsUp(BaseException):
 
 
 def fuzz(
-    machine: type[TreeMachine],
+    machine: type[StoryMachine[Any]],
     *,
     seed: int,
     max_examples: int | None = DEFAULT_EXAMPLES,
