@@ -11,7 +11,6 @@ import pytest
 
 from trio_overlay.errors import UsageError
 from trio_overlay.simulation.links import Links, uniform
-from trio_overlay.simulation.plots import plot_report
 from trio_overlay.simulation.reports import (
     Depths,
     TreeReport,
@@ -20,6 +19,7 @@ from trio_overlay.simulation.reports import (
     report_on,
 )
 from trio_overlay.simulation.scenarios import SCENARIOS, Dials
+from trio_overlay.simulation.tree_plots import plot_report
 from trio_overlay.simulation.world import TreeWorld
 
 

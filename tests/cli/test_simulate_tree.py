@@ -75,6 +75,7 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_runs(
     [
         ("--latency", "moon"),
         ("--json", "/nowhere/at/all.json"),
+        ("--plot", "/nowhere/at/all.svg"),
         ("--share", "2"),
         ("--rate", "0"),
         ("--bandwidth", "nan"),
