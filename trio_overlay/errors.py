@@ -73,3 +73,19 @@ class JoinTimeout(OutcomeError):
 
 class PeerNotFound(OutcomeError):
     """Nobody is known by that id."""
+
+
+class IdTaken(OutcomeError):
+    """Another peer is registered by that id."""
+
+
+class PeerRefused(OutcomeError):
+    """The other peer does not accept a connection; the message has the reason given."""
+
+
+class SendTimeout(OutcomeError):
+    """The time to send a message ran out; it may or may not have arrived."""
+
+
+class ClusterUnavailable(OutcomeError):
+    """The servers that share one registry cannot be asked now, so some things cannot be told."""

@@ -133,7 +133,13 @@ async def test_the_front_page_and_the_health_of_the_server() -> None:
         assert b"signaling server" in body
         status, headers, body = await get(server.port, "/healthz?please")
         assert (status, headers["content-type"]) == (200, "application/json; charset=utf-8")
-        assert json.loads(body) == {"status": "ok", "roots": 0, "prospects": 0, "held": 0}
+        assert json.loads(body) == {
+            "status": "ok",
+            "roots": 0,
+            "prospects": 0,
+            "held": 0,
+            "peers": 0,
+        }
         assert (await get(server.port, "/nowhere"))[0] == 404
         assert SECRET.encode() not in body
 

@@ -15,6 +15,7 @@ from trio_overlay.channels.memory import MemoryChannel, memory_channel_pair
 from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ConfigurationError, UsageError
+from trio_overlay.protocol.allowance import Allowance
 from trio_overlay.protocol.bootstrap import (
     BootstrapFrame,
     Done,
@@ -134,7 +135,8 @@ async def test_a_joiner_and_an_answerer_meet_through_the_server(autojump_clock: 
         with trio.move_on_after(14) as quiet:  # the next heartbeat is at 15 s
             await root.receive()
         assert quiet.cancelled_caught
-        assert world.server.status() == {"status": "ok", "roots": 1, "prospects": 0, "held": 0}
+        figures = {"status": "ok", "roots": 1, "prospects": 0, "held": 0, "peers": 0}
+        assert world.server.status() == figures
 
 
 async def test_a_joiner_that_dies_without_a_word_is_withdrawn_after_the_grace(
@@ -361,7 +363,7 @@ async def test_the_seed_gives_the_originals_ids_one_after_the_other(autojump_clo
 
 
 def test_an_allowance_is_so_much_at_once_and_then_so_much_a_second() -> None:
-    allowance = limits.Allowance(capacity=10, per_second=2)
+    allowance = Allowance(capacity=10, per_second=2)
     assert allowance.take(100, 10)
     assert not allowance.take(100, 1)
     assert not allowance.take(101, 3)

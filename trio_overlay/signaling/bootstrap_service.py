@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 
 import trio
 
-from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import MessageTooLarge, ProtocolError
+from trio_overlay.errors import ProtocolError
 from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
     Heartbeat,
@@ -35,12 +33,10 @@ from trio_overlay.protocol.switchboard import (
     Switchboard,
 )
 from trio_overlay.signaling import limits
+from trio_overlay.signaling.connection import ClientConnection
 
 HEARTBEAT_INTERVAL = 15.0
 """Seconds between two signs of life for a root, as in the original."""
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds for the last words to a client that is being closed."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ class BootstrapService:
             grace_timeout=grace_timeout,
         )
         self._heartbeat_interval = heartbeat_interval
-        self._connections: dict[Client, _Connection] = {}
+        self._connections: dict[Client, ClientConnection] = {}
         self._tick_at = math.inf
         self._rescheduled = trio.Event()
 
@@ -85,11 +81,12 @@ class BootstrapService:
             trio.current_time(), is_announced=_is_announced(request)
         )
         logger.debug("%s is prospect %s", request.remote, client.identifier)
-        connection = _Connection(
+        connection = ClientConnection(
             channel,
             f"prospect {client.identifier} ({request.remote})",
             limits.MAX_QUEUED_BYTES,
-            is_limited=True,
+            frames=limits.prospect_frames(),
+            bytes_=limits.prospect_bytes(),
         )
         await self._serve(client, connection, actions, heartbeat_interval=None)
 
@@ -100,11 +97,10 @@ class BootstrapService:
             trio.current_time(), is_announced=_is_announced(request)
         )
         logger.info("%s is now the root, one of %d", request.remote, self.switchboard.count_roots)
-        connection = _Connection(
+        connection = ClientConnection(
             channel,
             f"the root at {request.remote}",
             limits.MAX_QUEUED_BYTES_OF_ROOT,
-            is_limited=False,
         )
         try:
             await self._serve(
@@ -121,7 +117,7 @@ class BootstrapService:
     async def _serve(
         self,
         client: Client,
-        connection: _Connection,
+        connection: ClientConnection,
         actions: Iterable[Action],
         heartbeat_interval: float | None,
     ) -> None:
@@ -134,13 +130,13 @@ class BootstrapService:
                 async with open_background_nursery() as nursery:
                     nursery.start_soon(connection.write)
                     if heartbeat_interval is not None:
-                        nursery.start_soon(connection.send_heartbeats, heartbeat_interval)
+                        nursery.start_soon(_send_heartbeats, connection, heartbeat_interval)
                     await self._read(client, connection)
         finally:
             del self._connections[client]
             self._act(self.switchboard.leave(trio.current_time(), client))
 
-    async def _read(self, client: Client, connection: _Connection) -> None:
+    async def _read(self, client: Client, connection: ClientConnection) -> None:
         """Take in what *client* says, until its connection has ended."""
         while True:
             try:
@@ -177,77 +173,10 @@ class BootstrapService:
             self._rescheduled.set()
 
 
-class _Connection:
-    """The way to one client: what is to be said to it waits here, up to a limit."""
-
-    def __init__(
-        self, channel: Channel, name: str, max_queued_bytes: int, *, is_limited: bool
-    ) -> None:
-        self.channel = channel
-        self.name = name
-        self.life = trio.CancelScope()
-        """Around all tasks of this connection; has a deadline once it is being closed."""
-        self.closed = trio.Event()
-        self._max_queued_bytes = max_queued_bytes
-        self._queue: deque[str] = deque()
-        self._queued_bytes = 0
-        self._close_reason: str | None = None
-        self._writer = trio.lowlevel.ParkingLot()
-        self._frames = limits.prospect_frames() if is_limited else None
-        self._bytes = limits.prospect_bytes() if is_limited else None
-
-    def check_allowance(self, now: float, size: int) -> None:
-        """ProtocolError: this client floods us."""
-        if self._frames is not None and not self._frames.take(now, 1):
-            raise ProtocolError("too many frames in a short time")
-        if self._bytes is not None and not self._bytes.take(now, size):
-            raise ProtocolError("too many bytes in a short time")
-
-    def send_nowait(self, text: str) -> None:
-        """Say *text*, in its turn; a client that lets too much pile up is closed."""
-        if self._close_reason is not None:
-            return
-        if self._queued_bytes + len(text) > self._max_queued_bytes:
-            logger.warning("%s is closed: it does not read what it is sent", self.name)
-            self._queue.clear()
-            self.close_nowait("you do not read what you are sent")
-            return
-        self._queue.append(text)
-        self._queued_bytes += len(text)
-        self._writer.unpark()
-
-    def close_nowait(self, reason: str) -> None:
-        """Close, after what is already queued, or when `CLOSE_TIMEOUT` has passed."""
-        if self._close_reason is None:
-            self._close_reason = reason
-            self.life.deadline = trio.current_time() + CLOSE_TIMEOUT
-            self._writer.unpark()
-
-    async def write(self) -> None:
-        try:
-            while True:
-                if self._queue:
-                    text = self._queue.popleft()
-                    try:
-                        await self.channel.send(text)
-                    except MessageTooLarge as error:
-                        # This client's limit is lower than the sender's was.
-                        logger.info("a frame for %s is dropped: %s", self.name, error)
-                    self._queued_bytes -= len(text)
-                elif self._close_reason is not None:
-                    await self.channel.aclose(self._close_reason)
-                    return
-                else:
-                    await self._writer.park()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the reader meets the same
-        finally:
-            self.closed.set()
-
-    async def send_heartbeats(self, interval: float) -> None:
-        while True:
-            await trio.sleep(interval)
-            self.send_nowait(encode_bootstrap(Heartbeat()))
+async def _send_heartbeats(connection: ClientConnection, interval: float) -> None:
+    while True:
+        await trio.sleep(interval)
+        connection.send_nowait(encode_bootstrap(Heartbeat()))
 
 
 def _is_announced(request: UpgradeRequest) -> bool:

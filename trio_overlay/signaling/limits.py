@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
+
+from trio_overlay.protocol.allowance import Allowance
 
 MAX_HEAD_SIZE: Final = 2**14
 """Bytes of an HTTP request's head; browsers with many cookies stay below it."""
@@ -26,29 +27,6 @@ _SPARE_DESCRIPTORS: Final = 64
 
 _MAX_DESCRIPTORS: Final = 2**20
 """A limit over this is as good as none, and slows down whoever closes all descriptors on fork."""
-
-
-@dataclass(slots=True)
-class Allowance:
-    """So much at once, and then so much a second (a token bucket).
-
-    Pure: the caller brings the time.
-    """
-
-    capacity: float
-    per_second: float
-    _level: float = 0.0
-    _at: float | None = None
-
-    def take(self, now: float, amount: float) -> bool:
-        """Whether *amount* was left, and is now taken. Refused, nothing is taken."""
-        if self._at is not None:
-            self._level = max(0.0, self._level - (now - self._at) * self.per_second)
-        self._at = now
-        if self._level + amount > self.capacity:
-            return False
-        self._level += amount
-        return True
 
 
 def prospect_frames() -> Allowance:

@@ -13,7 +13,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +26,7 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.channels.websocket import limit_socket_buffers
 from trio_overlay.errors import ConfigurationError, UsageError
 from trio_overlay.protocol.bootstrap import JOIN_PATH, ROOT_PATH_SUFFIX
+from trio_overlay.protocol.broker_registrations import BrokerLimits
 from trio_overlay.protocol.switchboard import (
     DEFAULT_GRACE_TIMEOUT,
     DEFAULT_HOLD_TIMEOUT,
@@ -34,6 +35,7 @@ from trio_overlay.protocol.switchboard import (
     seeded_identifiers,
 )
 from trio_overlay.signaling.bootstrap_service import BootstrapService
+from trio_overlay.signaling.broker import BROKER_PATHS, BrokerService
 from trio_overlay.signaling.config import DEFAULT_PORT
 from trio_overlay.signaling.http import refuse_connection, serve_http
 from trio_overlay.signaling.limits import (
@@ -42,6 +44,7 @@ from trio_overlay.signaling.limits import (
     raise_descriptor_limit,
 )
 from trio_overlay.signaling.pages import Pages
+from trio_overlay.signaling.registry import Registry
 
 _BACKLOG: Final = 1024
 _FULL: Final = "the server is full; try again later"
@@ -87,6 +90,9 @@ async def serve_signaling(
     public: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     handlers: Mapping[str, UpgradeHandler] | None = None,
+    broker_paths: Iterable[str] = BROKER_PATHS,
+    broker_limits: BrokerLimits | None = None,
+    registry: Registry | None = None,
     max_connections: int | None = None,
     task_status: trio.TaskStatus[ListeningServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -96,7 +102,9 @@ async def serve_signaling(
     all of its addresses, IPv4 and IPv6; *port* 0 takes a free one. *timeout* is how many seconds a
     prospect may stay. *public* is a directory of static files. *seed* makes ids repeatable, for
     tests only: whoever knows them can speak to other people's prospects. *handlers* are
-    WebSocket handlers by path. More than *max_connections* (by default what file descriptors
+    WebSocket handlers by path. The broker is at *broker_paths* (none: no broker) and asks of each
+    peer to keep *broker_limits*; with a *registry* it is one of several that act as one. More
+    than *max_connections* (by default what file descriptors
     allow) are refused with status 503. Raises this process's soft limit of
     descriptors to the hard one.
 
@@ -106,7 +114,15 @@ async def serve_signaling(
     ConfigurationError: a parameter is no good, or the port is in use.
     """
     raise_descriptor_limit()
-    server = SignalingServer(secret, timeout=timeout, seed=seed, handlers=handlers)
+    server = SignalingServer(
+        secret,
+        timeout=timeout,
+        seed=seed,
+        handlers=handlers,
+        broker_paths=broker_paths,
+        broker_limits=broker_limits,
+        registry=registry,
+    )
     pages = Pages(server.status, public)
     listeners = await _open_listeners(host, port)
     reserve = ReserveDescriptor()
@@ -136,8 +152,8 @@ class SignalingServer:
     """Gives each WebSocket request to whoever serves its path. No sockets in here.
 
     *secret* is what roots must know. *seed* makes the ids of prospects those of the original's
-    server with this seed; otherwise they come from *rng*, by default the system's. `run` must be
-    running for timeouts to pass.
+    server with this seed; otherwise they come from *rng*, by default the system's. *handlers* come
+    before the broker where they want one of its paths. `run` must be running for timeouts to pass.
 
     ConfigurationError: *secret* is empty, or *timeout* is not above zero.
     """
@@ -152,6 +168,9 @@ class SignalingServer:
         seed: int | None = None,
         rng: random.Random | None = None,
         handlers: Mapping[str, UpgradeHandler] | None = None,
+        broker_paths: Iterable[str] = BROKER_PATHS,
+        broker_limits: BrokerLimits | None = None,
+        registry: Registry | None = None,
     ) -> None:
         if not secret:
             raise ConfigurationError("secret: a server needs one that is not empty")
@@ -170,6 +189,10 @@ class SignalingServer:
         self._handlers: dict[str, UpgradeHandler] = {JOIN_PATH: self._bootstrap.serve_prospect}
         for path, handler in (handlers or {}).items():
             self.upgrade(path, handler)
+        self._broker = BrokerService(registry=registry, broker_limits=broker_limits)
+        for path in dict.fromkeys(broker_paths):
+            if path not in (handlers or {}):
+                self.upgrade(path, self._broker.serve)
 
     def upgrade(self, path: str, handler: UpgradeHandler) -> None:
         """Let *handler* serve WebSocket requests for exactly *path*.
@@ -187,7 +210,11 @@ class SignalingServer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Let time pass: timeouts, held requests, withdrawals. Runs until cancelled."""
-        await self._bootstrap.run(task_status=task_status)
+        async with open_background_nursery() as nursery:
+            await nursery.start(self._bootstrap.run)
+            await nursery.start(self._broker.run)
+            task_status.started()
+            await trio.sleep_forever()
 
     async def handle_upgrade(self, request: UpgradeRequest) -> None:
         """Serve one client, from its request to its end. Any number may be served at a time.
@@ -220,6 +247,7 @@ class SignalingServer:
             "roots": switchboard.count_roots,
             "prospects": switchboard.count_prospects,
             "held": switchboard.count_held,
+            "peers": self._broker.registrations.count_registered,
         }
 
     def _is_root_path(self, path: str) -> bool:

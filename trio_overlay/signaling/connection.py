@@ -1,0 +1,94 @@
+"""What the server has for each of its clients: a bounded queue of what is to be said, a way to end.
+
+Whose client it is and what is said stands with the services: bootstrap_service.py, broker.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import trio
+
+from trio_overlay.channels.channel import Channel
+from trio_overlay.errors import MessageTooLarge, ProtocolError
+from trio_overlay.protocol.allowance import Allowance
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for the last words to a client that is being closed."""
+
+logger = logging.getLogger(__name__)
+
+
+class ClientConnection:
+    """The way to one client: what is to be said to it waits here, up to a limit."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        name: str,
+        max_queued_bytes: int,
+        *,
+        frames: Allowance | None = None,
+        bytes_: Allowance | None = None,
+    ) -> None:
+        self.channel = channel
+        self.name = name
+        self.life = trio.CancelScope()
+        """Around all tasks of this connection; has a deadline once it is being closed."""
+        self.closed = trio.Event()
+        self._max_queued_bytes = max_queued_bytes
+        self._queue: deque[str] = deque()
+        self._queued_bytes = 0
+        self._close_reason: str | None = None
+        self._writer = trio.lowlevel.ParkingLot()
+        self._frames = frames
+        self._bytes = bytes_
+
+    def check_allowance(self, now: float, size: int) -> None:
+        """ProtocolError: this client floods us."""
+        if self._frames is not None and not self._frames.take(now, 1):
+            raise ProtocolError("too many frames in a short time")
+        if self._bytes is not None and not self._bytes.take(now, size):
+            raise ProtocolError("too many bytes in a short time")
+
+    def send_nowait(self, text: str) -> None:
+        """Say *text*, in its turn; a client that lets too much pile up is closed."""
+        if self._close_reason is not None:
+            return
+        if self._queued_bytes + len(text) > self._max_queued_bytes:
+            logger.warning("%s is closed: it does not read what it is sent", self.name)
+            self._queue.clear()
+            self.close_nowait("you do not read what you are sent")
+            return
+        self._queue.append(text)
+        self._queued_bytes += len(text)
+        self._writer.unpark()
+
+    def close_nowait(self, reason: str) -> None:
+        """Close, after what is already queued, or when `CLOSE_TIMEOUT` has passed."""
+        if self._close_reason is None:
+            self._close_reason = reason
+            self.life.deadline = trio.current_time() + CLOSE_TIMEOUT
+            self._writer.unpark()
+
+    async def write(self) -> None:
+        try:
+            while True:
+                if self._queue:
+                    text = self._queue.popleft()
+                    try:
+                        await self.channel.send(text)
+                    except MessageTooLarge as error:
+                        # This client's limit is lower than the sender's was.
+                        logger.info("a frame for %s is dropped: %s", self.name, error)
+                    self._queued_bytes -= len(text)
+                elif self._close_reason is not None:
+                    await self.channel.aclose(self._close_reason)
+                    return
+                else:
+                    await self._writer.park()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader meets the same
+        finally:
+            self.closed.set()
