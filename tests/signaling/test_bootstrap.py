@@ -186,7 +186,9 @@ async def test_wrong_secret_is_refused(autojump_clock: MockClock) -> None:
                 pass
 
 
-async def test_root_registers_again_when_the_server_is_back(autojump_clock: MockClock) -> None:
+async def test_root_registers_again_when_the_server_is_back(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_world() as world, AsyncExitStack() as stack:
         host = await stack.enter_async_context(world.client("root"))
         requests = await stack.enter_async_context(host.root(SECRET))
@@ -197,6 +199,7 @@ async def test_root_registers_again_when_the_server_is_back(autojump_clock: Mock
         tried = world.network.count_dials["root"] - dials
         # Delays double up to 30 s: about ten before they reach it, and one in 15 to 30 s after.
         assert 10 <= tried <= 40
+        assert sum("without its server" in each for each in caplog.messages) == 1
         await world.start_server()
         await trio.sleep(31)
         assert world.server.status()["roots"] == 1

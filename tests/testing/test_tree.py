@@ -10,8 +10,8 @@ import trio
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.planted import plant_a_place_too_many
 from trio_overlay.nodes.tree import TreeNode
-from trio_overlay.protocol.branch import Branch, PlaceRule
 from trio_overlay.testing.history import History
 from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.tree import TreeMachine
@@ -96,12 +96,11 @@ def find(machine: type[TreeMachine]) -> tuple[BaseException, str]:
 def test_a_planted_bug_is_found_and_its_shrunk_story_replays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # An orphan that goes on as if nothing had happened.
-    monkeypatch.setattr(TreeNode, "_cut_off", lambda _self: None)
+    plant_a_place_too_many(monkeypatch)
     error, story = find(SmallTree)
-    assert "an orphan, takes children" in str(error)
+    assert "root has 2 places taken" in str(error)
     assert len(Story.parse(story).steps) <= 8, story  # of up to 100 that a story begins with
-    with pytest.raises(AssertionError, match="an orphan, takes children"):
+    with pytest.raises(AssertionError, match="root has 2 places taken"):
         replay(story)
     monkeypatch.undo()
     replay(story)
@@ -111,27 +110,25 @@ async def keep_for_ever(_node: TreeNode, _origin: str, _scope: trio.CancelScope)
     await trio.sleep_forever()
 
 
-_init = Branch.__init__
-
-
-def take_one_too_many(
-    branch: Branch[object], node_id: int, max_degree: int, place_rule: PlaceRule | None = None
-) -> None:
-    _init(branch, node_id, max_degree + 1, place_rule)
+JOINS = "max_degree=1;" + ";".join(f"n{number} joins at 0 s" for number in range(6))
+CHAIN = "max_degree=1; n1 joins at 0 s; n2 joins at 2 s; n3 joins at 4 s; n4 joins at 4 s"
+# A look every 20 ms: at one of them n2, with n3 or n4 below it, has yet to find another parent.
+CUT_CHAIN = f"{CHAIN}; n1 leaves at 6 s;" + ";".join(
+    f"time passes at {6 + tick / 50} s" for tick in range(50)
+)
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "broken", "complaint"),
+    ("name", "broken", "story", "complaint"),
     [
-        (TreeNode, "_live_with_request", keep_for_ever, "root keeps requests"),
-        (Branch, "__init__", take_one_too_many, "root has 2 places taken"),
+        ("_live_with_request", keep_for_ever, JOINS, "root keeps requests"),
+        ("_cut_off", lambda _node: None, CUT_CHAIN, "n2, an orphan, takes children"),
     ],
 )
-def test_a_node_that_forgets_nothing_or_counts_wrongly_is_found(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: object, complaint: str
+def test_a_node_that_forgets_nothing_or_goes_on_when_cut_off_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str, broken: object, story: str, complaint: str
 ) -> None:
-    monkeypatch.setattr(owner, name, broken)
-    story = "max_degree=1;" + ";".join(f"n{number} joins at 0 s" for number in range(6))
+    monkeypatch.setattr(TreeNode, name, broken)
     with pytest.raises((AssertionError, ExceptionGroup)) as caught:
         replay(story)
     assert re.search(complaint, repr(flatten(caught.value)))

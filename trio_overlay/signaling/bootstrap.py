@@ -306,7 +306,7 @@ class Bootstrap:
         *,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        registered = False
+        registered = is_missed = False
         failures = 0
         while True:
             try:
@@ -315,12 +315,15 @@ class Bootstrap:
                         task_status.started()
                         registered = True
                     logger.info("registered as root at %s", self.url)
-                    failures = 0
+                    is_missed, failures = False, 0
                     await self._serve_registration(socket, backlog)
             except OutcomeError as error:
                 if not registered:
                     raise
-                logger.warning("the root is without its server at %s: %s", self.url, error)
+                # A warning once for as long as it is gone, not at each of many tries.
+                level = logging.DEBUG if is_missed else logging.WARNING
+                logger.log(level, "the root is without its server at %s: %s", self.url, error)
+                is_missed = True
             await trio.sleep(self._reconnect_delay(failures))
             failures += 1
 
