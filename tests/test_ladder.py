@@ -31,6 +31,9 @@ TOPOLOGIES = {
     "broker": "peers by id",
     "peer": "peers by id",
     "neighbours": "neighbours",
+    "neighbourhood": "neighbours",
+    "neighbour": "neighbours",
+    "arcs": "neighbours",
     "sampling": "neighbours",  # spray stands on neighbours
     "buckets": "relay",
     "relay": "relay",

@@ -7,7 +7,7 @@ The map of the house; a room may use what stands above it, and never what stands
 `protocol`       what is said and what is decided: pure, no I/O and no clock
 `channels`       what carries frames: memory, WebSocket, WebRTC; and the way to asyncio
 `signaling`      where peers meet: the server, its client, the roads that signals travel
-`nodes`          what an application holds: tree nodes
+`nodes`          what an application holds: tree nodes, neighbours
 `simulation`     many nodes in one process, without sockets
 `testing`        what you import in your own tests: a virtual network, strategies, machines
 `cli`            the command line
@@ -36,6 +36,16 @@ from trio_overlay.errors import (
     ServerUnreachable,
     UsageError,
 )
+from trio_overlay.nodes.neighbours import (
+    ArcClose,
+    ArcFail,
+    ArcOpen,
+    NeighbourEvent,
+    Neighbours,
+    Received,
+    Views,
+    open_neighbours,
+)
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import (
     ChildClose,
@@ -61,6 +71,9 @@ from trio_overlay.signaling.server import ListeningServer, SignalingServer, serv
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArcClose",
+    "ArcFail",
+    "ArcOpen",
     "Bootstrap",
     "Channel",
     "ChildClose",
@@ -80,6 +93,8 @@ __all__ = [
     "MalformedFrame",
     "Message",
     "MessageTooLarge",
+    "NeighbourEvent",
+    "Neighbours",
     "Network",
     "NotSupported",
     "OutcomeError",
@@ -90,6 +105,7 @@ __all__ = [
     "PeerConnection",
     "PeerNotFound",
     "ProtocolError",
+    "Received",
     "Request",
     "ServerRefused",
     "ServerUnreachable",
@@ -100,8 +116,10 @@ __all__ = [
     "UpgradeHandler",
     "UpgradeRequest",
     "UsageError",
+    "Views",
     "as_object_stream",
     "open_bootstrap",
+    "open_neighbours",
     "open_tree_node",
     "serve_signaling",
 ]
