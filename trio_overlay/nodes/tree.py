@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
@@ -43,6 +43,7 @@ from trio_overlay.protocol.branch import (
     Wait,
     make_node_id,
 )
+from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import is_offer
 from trio_overlay.protocol.tree import (
     EXTENSIONS,
@@ -70,6 +71,14 @@ has been answered by then, or its applicant asks again."""
 MAX_REASON = 200
 """Characters of a reason that are passed on."""
 MIN_REJOIN_DELAY, MAX_REJOIN_DELAY = 0.3, 10.0
+LINGER_TIMEOUT = 1.0
+"""Seconds for which a node that has moved still hears its old parent: what was under way comes."""
+
+Connect: TypeAlias = Callable[[Mapping[str, JSON]], AbstractAsyncContextManager[Connection]]
+"""One way to somebody who takes us for a child: it asks there, with the keys given in its request.
+
+A context manager as `Bootstrap.connect` gives one, which raises what that raises.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +202,22 @@ async def open_tree_node(
         yield node
 
 
+@dataclass(eq=False, slots=True)
+class _WayUp:
+    """A link to who is the parent, or is to be it, or was before this node moved."""
+
+    link: TreeChannel
+    view: list[int]
+    """The free places that the other end was told of in our request."""
+    search: trio.CancelScope
+    """Around all that belongs to this way; it ends with the link."""
+    task_status: trio.TaskStatus[TreeChannel]
+    is_confirmed: bool = False
+    """Whether this has been the way to the parent, as it may still be."""
+    path: tuple[str, ...] = ()
+    """What the other end said last of where it stands; a `Beat` means the same."""
+
+
 class TreeNode:
     """A node of the tree; made by `open_tree_node`."""
 
@@ -236,14 +261,16 @@ class TreeNode:
         self._branch: Branch[SignalFrame] = Branch(number, max_degree, place_rule)
         self._branch.close()
         self._ancestry = Ancestry(self.id)
-        self._way_up: TreeChannel | None = None
-        """The link to who is, or will be when it has confirmed us, the parent."""
+        self._ways_up: dict[TreeChannel, _WayUp] = {}
+        """The links to the parent, to those who may confirm us, and to parents left lately."""
         self._parent: TreeChannel | None = None
+        """The way up that confirmed us last; there is never another beside it."""
+        self._searches: set[trio.CancelScope] = set()
+        """Around each search for a parent that goes on: the first that succeeds ends all others."""
+        self._orphaned = trio.Event()
+        """Set when there is no parent any more; a new one when there is one."""
         self._surprised = trio.Event()
         """Set when the parent may have to be told of the free places here."""
-        self._parent_path: tuple[str, ...] = ()
-        """What the link above said last of where it stands; a `Beat` means the same."""
-        self._on_confirmed: Callable[[TreeChannel], None]
         self._is_child = False
         """Whether the node has a parent, or looks for one."""
         self._is_root = False
@@ -345,6 +372,7 @@ class TreeNode:
         """Own everything that lives in time, until the node leaves."""
         try:
             async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._report)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
@@ -375,26 +403,25 @@ class TreeNode:
 
     async def _live_as_child(self, *, task_status: trio.TaskStatus[TreeChannel]) -> None:
         """Have a parent, and another one after it, until the node leaves."""
-        placed = trio.Event()
-
-        def on_placed(parent: TreeChannel) -> None:
-            if not placed.is_set():
-                placed.set()
-                task_status.started(parent)
-
+        has_joined = False
         failures = 0
         while True:
             try:
-                await self._have_a_parent(on_placed)
-                failures = 0
+                parent = self._parent or await self._move_to(self._by_server)
             except OutcomeError as error:
-                if not placed.is_set():
+                if not has_joined:
                     raise
                 failures += 1
                 logger.info("%s found no new parent: %s", self.id, error)
-            if not self._rejoins:
-                self._is_child = False
-                return
+            else:
+                failures = 0
+                if not has_joined:
+                    has_joined = True
+                    task_status.started(parent)
+                await self._orphaned.wait()
+                if not self._rejoins:
+                    self._is_child = False
+                    return
             await trio.sleep(self._rejoin_delay(failures))
 
     def _rejoin_delay(self, failures: int) -> float:
@@ -402,40 +429,147 @@ class TreeNode:
         ceiling = min(MAX_REJOIN_DELAY, MIN_REJOIN_DELAY * 2.0 ** min(failures, 10))
         return self._rng.uniform(0 if failures == 0 else ceiling / 2, ceiling)
 
-    async def _have_a_parent(self, on_confirmed: Callable[[TreeChannel], None]) -> None:
-        """Join, and be a child until the parent is gone.
+    def _by_server(self, more: Mapping[str, JSON]) -> AbstractAsyncContextManager[Connection]:
+        """Ask the root, through the bootstrap server, to be given a parent. A `Connect`."""
+        return self._bootstrap.connect(
+            timeout=self.request_timeout, extensions=EXTENSIONS, more=more, network=self._network
+        )
 
-        OutcomeError: there was none, or it did not confirm us.
+    async def _move_to(self, connect: Connect) -> TreeChannel:
+        """Find a new parent by *connect*; the channel to it.
+
+        Make before break: a parent that there is stays the parent until the new one has confirmed
+        us, and is still heard for a moment after that. Cancelled, all is as before. While a
+        parent is missing, several may search at once.
+
+        OutcomeError: nobody was found, or confirmed us; or another search was faster.
         """
+        parent: TreeChannel = await self._nursery.start(self._have_a_parent, connect)
+        return parent
+
+    async def _have_a_parent(
+        self, connect: Connect, *, task_status: trio.TaskStatus[TreeChannel]
+    ) -> None:
+        """Search by *connect*, and be a child of who is found; until that link has ended."""
         deadline = trio.current_time() + self.request_timeout
         view = self._branch.potential_view
-        async with self._bootstrap.connect(
-            timeout=self.request_timeout,
-            extensions=EXTENSIONS,
-            more={"number": self._ancestry.number, "free": view},
-            network=self._network,
-        ) as connection:
-            link = self._way_up = self._channel_to(connection, is_parent=True)
-            self._parent_path = ()
-            self._on_confirmed = on_confirmed
-            async with open_background_nursery() as nursery:
+        more = {"number": self._ancestry.number, "free": view}
+        is_confirmed = False
+        with trio.CancelScope() as search:
+            self._searches.add(search)
+            try:
+                async with connect(more) as connection:
+                    link = self._channel_to(connection, is_parent=True)
+                    way = self._ways_up[link] = _WayUp(link, view, search, task_status)
+                    try:
+                        await self._live_with_way_up(way, deadline)
+                    finally:
+                        is_confirmed = way.is_confirmed
+                        self._part_from(way)
+                if not is_confirmed:
+                    raise JoinRefused(f"{link.id} did not confirm us: {link.close_reason}")
+            finally:
+                self._searches.discard(search)
+        if not is_confirmed:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise JoinRefused("another parent was found first")
+
+    async def _live_with_way_up(self, way: _WayUp, deadline: float) -> None:
+        link = way.link
+        async with open_background_nursery() as nursery:
+            if HEAL in link.extensions:
+                self._ancestry.holds = True
+                link.waits_with = self._ancestry.number
+                nursery.start_soon(self._expect_confirmation, way, deadline)
+            elif self._parent is None and not self._is_root:
                 before = self._ancestry.descent
-                if HEAL in link.extensions:
-                    self._ancestry.meet_parent()
-                    self._branch.meet_parent(view)
-                    nursery.start_soon(self._expect_confirmation, link, deadline)
-                    nursery.start_soon(self._report_to, link)
-                else:
-                    self._ancestry.meet_old_parent()
-                    nursery.start_soon(self._issue_numbers)
-                try:
-                    self._after_change(before)
-                    await link.run()
-                finally:
-                    was_confirmed = self._parent is link
-                    self._lose_parent(link)
-            if not was_confirmed:
-                raise JoinRefused(f"{link.id} did not confirm us: {link.close_reason}")
+                self._ancestry.meet_old_parent()
+                self._take_parent(way)
+                self._after_change(before, is_news=False)
+                nursery.start_soon(self._issue_numbers)
+            else:
+                link.end("it cannot say where it stands, and this node has a place")
+            await link.run()
+
+    async def _expect_confirmation(self, way: _WayUp, deadline: float) -> None:
+        await trio.sleep_until(min(deadline, trio.current_time() + CONFIRM_TIMEOUT))
+        if not way.is_confirmed:
+            way.link.end("it did not say in time where it stands")
+
+    def _hear_from_above(self, way: _WayUp, descent: Descent) -> None:
+        """The parent, or who may be it, or was, says where it stands."""
+        before = self._ancestry.descent
+        way.path = descent.path
+        if way.link is self._parent:
+            if not self._ancestry.take(descent):
+                way.link.end("this node is among its own ancestors")
+            self._after_change(before)
+        elif not way.is_confirmed:
+            if self._ancestry.is_above(descent):
+                way.link.end("this node is among its own ancestors")
+            elif self._ancestry.follow(descent):
+                self._take_parent(way)
+                self._after_change(before, is_news=False)
+
+    def _take_parent(self, way: _WayUp) -> None:
+        """*way* leads to the parent from now on: the ancestry says so already."""
+        old, self._parent = self._parent, way.link
+        way.is_confirmed = True
+        self._searches.discard(way.search)
+        for search in self._searches:
+            search.cancel()
+        if self._orphaned.is_set():
+            self._orphaned = trio.Event()
+        if old is not None:
+            self.events.put(ParentClose(old, "this node has moved to another parent"))
+            self._nursery.start_soon(self._linger, old)
+        if HEAL in way.link.extensions:
+            way.link.waits_with = None
+            way.link.post(Beat())
+            self._branch.meet_parent(way.view)
+            self._note_surprise()
+        self.events.put(ParentConnect(way.link))
+        way.task_status.started(way.link)
+
+    async def _linger(self, old: TreeChannel) -> None:
+        """Go from a former parent, when what it was about to say has come."""
+        await trio.sleep(LINGER_TIMEOUT)
+        old.end("this node has moved to another parent")
+
+    def _part_from(self, way: _WayUp) -> None:
+        """The link to the parent, or to who may have become it, or was it, is gone."""
+        del self._ways_up[way.link]
+        self._ancestry.holds = any(not other.is_confirmed for other in self._ways_up.values())
+        if way.link is not self._parent:
+            return
+        before = self._ancestry.descent
+        self._parent = None
+        self._branch.belief = None
+        self._ancestry.lose_parent()
+        if way.link.failure is not None:
+            self.events.put(ParentError(way.link, way.link.failure))
+        self.events.put(ParentClose(way.link, way.link.close_reason or ""))
+        self._orphaned.set()
+        self._after_change(before, is_news=False)
+
+    def _after_change(self, before: Descent, *, is_news: bool = True) -> None:
+        """What follows when this node's own *descent* is no longer what it was *before*.
+
+        Of a new path the application is told, unless it *is* no *news*: the parent has changed.
+        """
+        now = self._ancestry.descent
+        if now == before:
+            return
+        if now.path and not before.path:
+            self._branch.open()
+        elif before.path and not now.path:
+            self._cut_off()
+        if is_news and now.path != before.path:
+            self.events.put(PathChange(now.path))
+        frame = Beat(now.number) if now.path == before.path else Descend(now)
+        for link in self._links.values():
+            if HEAL in link.extensions:
+                link.post(frame)
 
     def _note_surprise(self) -> None:
         """If our parent may have to be told of the free places here, see to it soon."""
@@ -443,72 +577,23 @@ class TreeNode:
         if belief is not None and (self._branch.is_surprising or belief.is_behind):
             self._surprised.set()
 
-    async def _report_to(self, link: TreeChannel) -> None:
+    async def _report(self) -> None:
         """Tell the parent what it cannot know of the free places here; seldom, and all at once."""
         while True:
-            self._surprised = trio.Event()
-            self._note_surprise()
             await self._surprised.wait()
             await trio.sleep(REPORT_INTERVAL)
-            if self._parent is link:
-                report = self._branch.report()
-                if report is not None:
-                    link.post(Report(*report))
-
-    async def _expect_confirmation(self, link: TreeChannel, deadline: float) -> None:
-        await trio.sleep_until(min(deadline, trio.current_time() + CONFIRM_TIMEOUT))
-        if self._parent is not link:
-            link.end("it did not say in time where it stands")
-
-    def _lose_parent(self, link: TreeChannel) -> None:
-        """The link to the parent, or to who was to be it, is gone."""
-        before = self._ancestry.descent
-        was_confirmed = self._parent is link
-        self._way_up = self._parent = None
-        self._branch.belief = None
-        self._ancestry.lose_parent()
-        if was_confirmed:
-            if link.failure is not None:
-                self.events.put(ParentError(link, link.failure))
-            self.events.put(ParentClose(link, link.close_reason or ""))
-        self._after_change(before)
-
-    def _take_descent(self, descent: Descent) -> None:
-        """Our parent, or who is to be it, says where it stands."""
-        before = self._ancestry.descent
-        if not self._ancestry.take(descent):
-            assert self._way_up is not None
-            self._way_up.end("this node is among its own ancestors")
-        self._after_change(before)
-
-    def _after_change(self, before: Descent) -> None:
-        """What follows when this node's own *descent* is no longer what it was *before*."""
-        now = self._ancestry.descent
-        if now == before:
-            return
-        parent_before = self._parent
-        if self._way_up is not None and self._parent is None and now.path:
-            parent = self._parent = self._way_up
-            if HEAL in parent.extensions:
-                parent.post(Beat())
-            self.events.put(ParentConnect(parent))
-            self._on_confirmed(parent)
-        if now.path and not before.path:
-            self._branch.open()
-        elif before.path and not now.path:
-            self._cut_off()
-        if now.path != before.path and parent_before is not None:
-            self.events.put(PathChange(now.path))
-        frame = Beat(now.number) if now.path == before.path else Descend(now)
-        for link in self._links.values():
-            if HEAL in link.extensions:
-                link.post(frame)
+            self._surprised = trio.Event()
+            report = self._branch.report()
+            if report is not None and self._parent is not None:
+                self._parent.post(Report(*report))
 
     async def _issue_numbers(self) -> None:
         """Be the one whose numbers all below this node pass on."""
         while True:
             # A little more often than signs of life are due, which are not needed then.
             await trio.sleep(0.9 * self._heartbeat.interval)
+            if not self._ancestry.issues:
+                return  # there is a parent now that passes numbers on
             before = self._ancestry.descent
             self._ancestry.issue()
             self._after_change(before)
@@ -517,7 +602,7 @@ class TreeNode:
         async with self._bootstrap.register(secret) as frames, open_background_nursery() as nursery:
             before = self._ancestry.descent
             self._ancestry.become_root()
-            self._after_change(before)
+            self._after_change(before, is_news=False)
             nursery.start_soon(self._issue_numbers)
             task_status.started()
             async for frame in frames:
@@ -542,22 +627,23 @@ class TreeNode:
 
     def _take_frame(self, neighbour: TreeChannel, frame: TreeOnly) -> None:
         """A frame about the tree came from *neighbour*; only what is above may speak of places."""
-        is_above = neighbour is self._way_up
+        way = self._ways_up.get(neighbour)
         match frame:
-            case Descend(descent) if is_above:
-                self._parent_path = descent.path
-                self._take_descent(descent)
-            case Beat(number) if is_above:
+            case Descend(descent) if way is not None:
+                self._hear_from_above(way, descent)
+            case Beat(number) if way is not None:
                 if number is not None:
-                    self._take_descent(Descent(number, self._parent_path))
-            case Report(view, seen) if not is_above:
+                    self._hear_from_above(way, Descent(number, way.path))
+            case Report(view, seen) if way is None:
                 self._branch.hear(neighbour.id, view, seen)
                 self._note_surprise()
-            case Beat() if neighbour.id in self._applicants:
+            case Beat(None) if neighbour.id in self._applicants:
                 self._take_child(neighbour.id)
-            case JoinRequest(request) if is_above and neighbour is self._parent:
-                self._take_request(request)
-            case Withdraw(origin, reason) if is_above:
+            case JoinRequest(request) if way is not None:
+                # From a parent left lately only the rest of what it began to pass on.
+                if neighbour is self._parent or self._branch.knows(request.origin):
+                    self._take_request(request)
+            case Withdraw(origin, reason) if way is not None:
                 self._take_withdrawal(origin, reason)
             case Beat():
                 pass

@@ -27,7 +27,7 @@ from trio_overlay.errors import (
     ProtocolError,
 )
 from trio_overlay.nodes.streams import Stream
-from trio_overlay.protocol.ancestry import Descent
+from trio_overlay.protocol.ancestry import Descent, Number
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import Offer, Signal, decode_signal, encode_signal
 from trio_overlay.protocol.tree import (
@@ -141,6 +141,8 @@ class TreeChannel:
         self._standing: Beat | Descend | None = None
         """What stands in the queue as None: where this node stands, the newest word on it."""
         self._roads: dict[str, PushedRoad] = {}
+        self.waits_with: Number | None = None
+        """The number that this node has frozen, while it waits for the other end to confirm it."""
         self._scope = trio.CancelScope()
         self._close_reason: str | None = None
         self._is_closed_here = False
@@ -255,7 +257,7 @@ class TreeChannel:
         self._said_at = trio.current_time()
         waiting: TreeFrame | None = frame
         match frame:
-            case Beat() | Descend():
+            case Beat() | Descend() if not self.is_parent:
                 is_queued = self._standing is not None
                 self._standing = _newest(self._standing, frame)
                 if is_queued:
@@ -320,7 +322,7 @@ class TreeChannel:
                 reason = f"no sign of life for {self._heartbeat.timeout:g} s"
                 self.end(reason, ConnectionFailed(reason))
             if now >= self._said_at + self._heartbeat.interval:
-                self.post(Beat())
+                self.post(Beat(self.waits_with))
             await trio.sleep_until(
                 min(
                     self._heard_at + self._heartbeat.timeout,

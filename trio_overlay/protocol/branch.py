@@ -178,6 +178,10 @@ class Branch(Generic[FrameT]):
         """Whether *origin* is being answered."""
         return origin in self._applicants
 
+    def knows(self, origin: str | None) -> bool:
+        """Whether *origin* is being answered, or its request is delegated or waiting."""
+        return origin in self._applicants or origin in self._requests
+
     @property
     def count_requests(self) -> int:
         """How many requests are delegated or waiting."""

@@ -91,8 +91,9 @@ class Descend:
 class Beat:
     """A sign of life. Extension `HEAL`.
 
-    A parent's has its newest number, and says that it stands where it did. A child's first one
-    says that it has taken its parent's word: until then neither passes anything on to the other.
+    A parent's has its newest number, and says that it stands where it did. An applicant's has the
+    number that it has frozen; its first one without says that it has taken its parent's word, and
+    is a child: until then neither passes anything on to the other.
     """
 
     number: Number | None = None
