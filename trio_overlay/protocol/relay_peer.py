@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from trio_overlay.protocol.allowance import Allowance
@@ -43,7 +43,7 @@ MAX_QUESTIONS: Final = 500
 QUESTION_AGE: Final = 20.0
 OFFER_TIMEOUT: Final = 10.0
 """Seconds from an offer to its answer."""
-CONNECT_TIMEOUT: Final = 30.0
+CONNECT_TIMEOUT: Final = 40.0
 """Seconds from the answer to the connection, at either end."""
 VISIT_TIMEOUT: Final = 20.0
 KNOWN_AGE: Final = 300.0
@@ -273,8 +273,8 @@ class RelayPeer:
             return []
         self._failed.remove(peer)
         attempt = self._attempts.get(peer)
-        if attempt is not None and attempt.is_ours:
-            self._attempts[peer] = _Attempt(attempt.until, True, attempt.is_answered, True)
+        if attempt is not None:
+            self._attempts[peer] = replace(attempt, is_wanted=True)
             return []
         return self._offer(peer, now, is_wanted=True)
 
@@ -332,6 +332,11 @@ class RelayPeer:
                 if now < until:
                     actions += self._route(envelope, now, attempt)
         return admission, actions
+
+    def renew(self, peer: PeerId, now: float) -> None:
+        """A spare connection has taken the place of the one to *peer*."""
+        neighbour = self._neighbour(peer)
+        neighbour.heard_at, neighbour.asked_at = now, float("-inf")
 
     def lose(self, peer: PeerId, now: float, *, is_dead: bool = True) -> list[Action]:
         """The connection to *peer* is gone; *is_dead* unless it said goodbye in good health."""

@@ -358,7 +358,7 @@ class RelayWorld:
 
     # --- messages -------------------------------------------------------------------------
 
-    def _send(self, now: float, index: int, _: int) -> None:
+    def _send(self, now: float, _: int, __: int) -> None:
         sender, target = self._rng.sample(self._alive, 2)
         message = _Message(sender, target, now)
         self.messages.append(message)
