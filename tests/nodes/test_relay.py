@@ -209,9 +209,7 @@ async def test_a_receipt_says_that_a_message_is_there(autojump_clock: MockClock)
         first, _, last = await relays.chain("a", "b", "c")
         began_at = trio.current_time()
         await first.send(last.id, 1, wait_for_receipt=True)
-        assert trio.current_time() - began_at == pytest.approx(
-            0.04, abs=0.005
-        )
+        assert trio.current_time() - began_at == pytest.approx(0.04, abs=0.005)
         assert len(last.messages) == 1
         assert not first._receipts
 
