@@ -7,7 +7,8 @@ The map of the house; a room may use what stands above it, and never what stands
 `protocol`       what is said and what is decided: pure, no I/O and no clock
 `channels`       what carries frames: memory, WebSocket, WebRTC; and the way to asyncio
 `signaling`      where peers meet: the server, its client, the roads that signals travel
-`nodes`          what an application holds: tree nodes, neighbours, peers found by id, relays
+`nodes`          what an application holds: tree nodes, neighbours, random samples of a network,
+                 peers found by id
 `simulation`     many nodes in one process, without sockets
 `testing`        what you import in your own tests: a virtual network, strategies, machines
 `cli`            the command line
@@ -24,7 +25,6 @@ from trio_overlay.errors import (
     ClusterUnavailable,
     ConfigurationError,
     ConnectionFailed,
-    DeliveryFailed,
     IdTaken,
     JoinRefused,
     JoinTimeout,
@@ -62,14 +62,7 @@ from trio_overlay.nodes.peer import (
     open_peer,
 )
 from trio_overlay.nodes.peer_connection import Connection, PeerMessage
-from trio_overlay.nodes.relay import (
-    PeerJoined,
-    PeerLeft,
-    Relay,
-    RelayEvent,
-    RelayMessage,
-    open_relay,
-)
+from trio_overlay.nodes.sampling import Sampling, SamplingState, StateChange, open_sampling
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import (
     ChildClose,
@@ -107,7 +100,6 @@ __all__ = [
     "ConfigurationError",
     "Connection",
     "ConnectionFailed",
-    "DeliveryFailed",
     "Event",
     "Frame",
     "IceServer",
@@ -136,8 +128,6 @@ __all__ = [
     "PeerDisconnected",
     "PeerError",
     "PeerEvent",
-    "PeerJoined",
-    "PeerLeft",
     "PeerMessage",
     "PeerNotFound",
     "PeerRefused",
@@ -145,14 +135,14 @@ __all__ = [
     "Received",
     "Registered",
     "Registry",
-    "Relay",
-    "RelayEvent",
-    "RelayMessage",
     "Request",
+    "Sampling",
+    "SamplingState",
     "SendTimeout",
     "ServerRefused",
     "ServerUnreachable",
     "SignalingServer",
+    "StateChange",
     "Stream",
     "TreeChannel",
     "TreeNode",
@@ -164,7 +154,7 @@ __all__ = [
     "open_bootstrap",
     "open_neighbours",
     "open_peer",
-    "open_relay",
+    "open_sampling",
     "open_tree_node",
     "serve_signaling",
 ]

@@ -176,7 +176,7 @@ class Spray:
         self.me = me
         self.view = PartialView()
         self.has_left = False
-        self._inview = inview
+        self.inview = inview
         self._rng = rng
         self._a = a
         self._b = b
@@ -245,7 +245,7 @@ class Spray:
         self.has_left = True
         given = self.view.clear()
         self._rng.shuffle(given)
-        inview = list(self._inview)
+        inview = list(self.inview)
         actions: list[Action] = []
         for peer in given[: self._round(max(0.0, len(given) - self._a))]:
             takers = [taker for taker in inview if taker != peer]
@@ -325,7 +325,7 @@ class Spray:
         peers = list(self.view.counts())
         chosen = self._rng.sample(peers, min(count, len(peers)))
         if len(chosen) < count:
-            others = [peer for peer in self._inview if peer not in peers and peer != self.me]
+            others = [peer for peer in self.inview if peer not in peers and peer != self.me]
             chosen += self._rng.sample(others, min(count - len(chosen), len(others)))
         return chosen
 
@@ -337,13 +337,13 @@ class Spray:
         """
         mean = self._mean_arcs if self._count_observed else len(self.view)
         if not mean:
-            return 2.0 if self._inview else 1.0
+            return 2.0 if self.inview else 1.0
         return max(2.0, math.exp(min(700.0, (mean - self._b) / self._a + BALANCE)))
 
     # --------------------------------------------------------------------------------------
 
     def _take_exchange(self, sender: str, arcs: int | None) -> list[Action]:
-        if sender not in self._inview:
+        if sender not in self.inview:
             return []  # nobody has us in its view without an arc
         if arcs is not None and 0 < arcs <= self._max_arcs:
             self._observe(arcs)
@@ -351,8 +351,8 @@ class Spray:
         return [HandOver(peer, sender) for peer in given]
 
     def _welcome(self, newcomer: str, job: str | None) -> list[Action]:
-        self._welcomed &= self._inview.keys()
-        if newcomer not in self._inview or newcomer in self._welcomed:
+        self._welcomed &= self.inview.keys()
+        if newcomer not in self.inview or newcomer in self._welcomed:
             return []
         self._welcomed.add(newcomer)
         # An arc of somebody to itself is none: ours takes its place.
@@ -390,7 +390,7 @@ class Spray:
         if counts:
             fewest = min(counts.values())
             return self._rng.choice([peer for peer, n in counts.items() if n == fewest])
-        inview = [peer for peer in self._inview if peer not in (but, self.me)]
+        inview = [peer for peer in self.inview if peer not in (but, self.me)]
         return self._rng.choice(inview) if inview else None
 
     def _round(self, number: float) -> int:
