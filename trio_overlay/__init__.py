@@ -7,8 +7,7 @@ The map of the house; a room may use what stands above it, and never what stands
 `protocol`       what is said and what is decided: pure, no I/O and no clock
 `channels`       what carries frames: memory, WebSocket, WebRTC; and the way to asyncio
 `signaling`      where peers meet: the server, its client, the roads that signals travel
-`nodes`          what an application holds: tree nodes, neighbours, random samples of a network,
-                 peers found by id
+`nodes`          what an application holds: tree nodes, neighbours, samples, peers by id, relays
 `simulation`     many nodes in one process, without sockets
 `testing`        what you import in your own tests: a virtual network, strategies, machines
 `cli`            the command line
@@ -25,6 +24,7 @@ from trio_overlay.errors import (
     ClusterUnavailable,
     ConfigurationError,
     ConnectionFailed,
+    DeliveryFailed,
     IdTaken,
     JoinRefused,
     JoinTimeout,
@@ -62,6 +62,14 @@ from trio_overlay.nodes.peer import (
     open_peer,
 )
 from trio_overlay.nodes.peer_connection import Connection, PeerMessage
+from trio_overlay.nodes.relay import (
+    PeerJoined,
+    PeerLeft,
+    Relay,
+    RelayEvent,
+    RelayMessage,
+    open_relay,
+)
 from trio_overlay.nodes.sampling import Sampling, SamplingState, StateChange, open_sampling
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import (
@@ -100,6 +108,7 @@ __all__ = [
     "ConfigurationError",
     "Connection",
     "ConnectionFailed",
+    "DeliveryFailed",
     "Event",
     "Frame",
     "IceServer",
@@ -128,6 +137,8 @@ __all__ = [
     "PeerDisconnected",
     "PeerError",
     "PeerEvent",
+    "PeerJoined",
+    "PeerLeft",
     "PeerMessage",
     "PeerNotFound",
     "PeerRefused",
@@ -135,6 +146,9 @@ __all__ = [
     "Received",
     "Registered",
     "Registry",
+    "Relay",
+    "RelayEvent",
+    "RelayMessage",
     "Request",
     "Sampling",
     "SamplingState",
@@ -154,6 +168,7 @@ __all__ = [
     "open_bootstrap",
     "open_neighbours",
     "open_peer",
+    "open_relay",
     "open_sampling",
     "open_tree_node",
     "serve_signaling",

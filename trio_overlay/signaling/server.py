@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -113,7 +114,6 @@ async def serve_signaling(
 
     ConfigurationError: a parameter is no good, or the port is in use.
     """
-    raise_descriptor_limit()
     server = SignalingServer(
         secret,
         timeout=timeout,
@@ -124,23 +124,51 @@ async def serve_signaling(
         registry=registry,
     )
     pages = Pages(server.status, public)
+    serve = partial(
+        serve_upgrades,
+        server.handle_upgrade,
+        pages,
+        host=host,
+        port=port,
+        max_connections=max_connections,
+    )
+    async with open_background_nursery() as nursery:
+        await nursery.start(server.run)
+        listening = ListeningServer(server, await nursery.start(serve))
+        task_status.started(listening)
+        await trio.sleep_forever()
+
+
+async def serve_upgrades(
+    handle_upgrade: UpgradeHandler,
+    pages: Pages,
+    *,
+    host: str | None,
+    port: int,
+    max_connections: int | None = None,
+    task_status: trio.TaskStatus[tuple[tuple[str, int], ...]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """*pages*, and *handle_upgrade* for each WebSocket that is asked for, until cancelled.
+
+    Started, it gives host and port of each listening socket; otherwise as `serve_signaling`.
+    """
+    raise_descriptor_limit()
     listeners = await _open_listeners(host, port)
     reserve = ReserveDescriptor()
     try:
         async with open_background_nursery() as nursery:
-            await nursery.start(server.run)
             acceptor = _Acceptor(
                 pages,
-                server,
+                handle_upgrade,
                 nursery,
                 max_connections or max_connections_by_descriptors(),
                 reserve,
             )
             for listener in listeners:
                 nursery.start_soon(acceptor.accept_from, listener)
-            listening = ListeningServer(server, tuple(_address_of(each) for each in listeners))
-            logger.debug("listening on %s", ", ".join(listening.urls))
-            task_status.started(listening)
+            addresses = tuple(_address_of(each) for each in listeners)
+            logger.debug("listening on %s", ", ".join(format_address(*each) for each in addresses))
+            task_status.started(addresses)
             await trio.sleep_forever()
     finally:
         reserve.release()
@@ -271,13 +299,13 @@ class _Acceptor:
     def __init__(
         self,
         pages: Pages,
-        server: SignalingServer,
+        handle_upgrade: UpgradeHandler,
         nursery: trio.Nursery,
         max_connections: int,
         reserve: ReserveDescriptor,
     ) -> None:
         self._pages = pages
-        self._server = server
+        self._handle_upgrade = handle_upgrade
         self._nursery = nursery
         self._max_connections = max_connections
         self._count_connections = 0
@@ -310,7 +338,7 @@ class _Acceptor:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             limit_socket_buffers(stream)
-            await serve_http(stream, self._pages, self._server.handle_upgrade)
+            await serve_http(stream, self._pages, self._handle_upgrade)
         finally:
             self._count_connections -= 1
 
