@@ -61,9 +61,10 @@ from trio_overlay.protocol.relay_peer import (
 from trio_overlay.protocol.relay_routing import Policy
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
 from trio_overlay.signaling.handshake import shake_hands
+from trio_overlay.signaling.listening import format_address
 from trio_overlay.signaling.pages import Pages
 from trio_overlay.signaling.roads import PushedRoad
-from trio_overlay.signaling.server import format_address, serve_upgrades
+from trio_overlay.signaling.server import serve_upgrades
 
 logger = logging.getLogger(__name__)
 
