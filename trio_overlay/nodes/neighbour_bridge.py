@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import trio
 
@@ -35,6 +36,11 @@ class Bridging:
 
     def __len__(self) -> int:
         return len(self._scopes)
+
+    @property
+    def attempts(self) -> Mapping[str, tuple[str, str]]:
+        """Who opens and who accepts, by the tid of each attempt."""
+        return self._bridge.attempts
 
     def take(self, link: Link, forward: Forward) -> None:
         """The neighbour on *link* wants a message passed on."""
