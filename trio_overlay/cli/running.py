@@ -26,13 +26,19 @@ def run_until_stopped(main: Callable[[], Awaitable[T]]) -> T | None:
     return trio.run(_until_stopped, main)
 
 
-def set_up_logging(level: str) -> None:
-    """Log to stderr, from *level* (a name as in ``--log-level``) on."""
+def set_up_logging(level: str, process: str = "") -> None:
+    """Log to stderr, from *level* (a name as in ``--log-level``) on.
+
+    Where several processes log to one place, *process* names this one in each line.
+    """
+    who = f"{process} " if process else ""
     logging.basicConfig(
         level=level.upper(),
         stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format=f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s",
     )
+    # It logs tracebacks of what it raises, and we say the same in a line.
+    logging.getLogger("coredis").setLevel(logging.CRITICAL)
 
 
 async def _until_stopped(main: Callable[[], Awaitable[T]]) -> T | None:

@@ -22,6 +22,7 @@ from trio_overlay.protocol.switchboard import DEFAULT_TIMEOUT
 DEFAULT_PORT: Final = 5000
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
+_HIDDEN: Final = ("secret", "redis")
 _MAX_FILE_SIZE: Final = 2**20
 
 
@@ -40,13 +41,19 @@ class ServerConfiguration:
     """A directory of static files; in a file, relative to that file's own directory."""
     seed: int | None = None
     """Makes ids repeatable, for tests only."""
+    redis: str | None = None
+    """The URL of a Redis; with all servers that share it, this one acts as one.
+
+    Not shown: it may hold a password."""
+    workers: int = 1
+    """How many processes serve, on one port."""
     log_level: str = "info"
 
     def __repr__(self) -> str:
         shown = ", ".join(
             f"{each.name}={getattr(self, each.name)!r}"
             for each in fields(self)
-            if each.name != "secret"
+            if each.name not in _HIDDEN
         )
         return f"ServerConfiguration(secret=..., {shown})"
 
@@ -89,6 +96,10 @@ def load_configuration(
         raise ConfigurationError(
             f"no secret: roots must know one. Set {where}the environment variable SECRET, or "
             'name a configuration file: {"secret": "..."}'
+        )
+    if configuration.workers > 1 and configuration.redis is None:
+        raise ConfigurationError(
+            "workers: more than one share what they know through a Redis: give redis, too"
         )
     return configuration
 
@@ -164,7 +175,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
     match key:
         case "secret":
             needed, good = "a string that is not empty", isinstance(value, str) and value != ""
-        case "host" | "public":
+        case "host" | "public" | "redis":
             needed = "a string that is not empty"
             good = value is None or (isinstance(value, str) and value != "")
         case "port":
@@ -173,6 +184,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
         case "timeout":
             needed = "seconds above zero"
             good = (_is_integer(value) or isinstance(value, float)) and 0 < value < float("inf")
+        case "workers":
+            needed, good = "a whole number from 1 up", _is_integer(value) and value >= 1
         case "seed":
             # JavaScript's numbers are exact up to here.
             needed, good = (
@@ -185,7 +198,7 @@ def _checked(key: str, value: Any, where: str) -> Any:
             known = ", ".join(each.name for each in fields(ServerConfiguration))
             raise ConfigurationError(f"{where}: there is no such key; there are {known}")
     if not good:
-        said = "" if key == "secret" else f", not {value!r:.100}"
+        said = "" if key in _HIDDEN else f", not {value!r:.100}"
         raise ConfigurationError(f"{where}: {needed} is needed{said}")
     return value
 

@@ -6,6 +6,7 @@ its own, and what is needed to trust it.
 | `network` | `VirtualNetwork`: hosts, servers, peer connections, latency and faults |
 | `faults` | the rules of a virtual network: selectors and actions |
 | `signaling` | `open_signaling`: the signaling server, on a virtual network |
+| `store` | `VirtualStore`: what the servers of a cluster share, in memory |
 | `history` | `History`: what happened, line by line |
 | `determinism` | `virtual_test`, `run_virtual`, `SteppedRun`: runs that go the same way each time |
 | `cancellation` | `cancel_at_every_checkpoint`: nothing is left, wherever it was cancelled |
@@ -44,6 +45,7 @@ from trio_overlay.testing.history import History
 from trio_overlay.testing.neighbours_world import NeighboursWorld
 from trio_overlay.testing.network import VirtualHost, VirtualNetwork, VirtualServer
 from trio_overlay.testing.signaling import SignalingHost, open_signaling
+from trio_overlay.testing.store import VirtualStore
 from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.tree_world import TreeWorld, replay
 from trio_overlay.testing.world import Life, VirtualWorld
@@ -71,6 +73,7 @@ __all__ = [
     "VirtualHost",
     "VirtualNetwork",
     "VirtualServer",
+    "VirtualStore",
     "VirtualWorld",
     "cancel_at_every_checkpoint",
     "deterministic_trio",
