@@ -27,6 +27,7 @@ TOPOLOGIES = {
     "tree": "tree",
     "branch": "tree",
     "filling": "tree",
+    "pulling": "tree",
     "ancestry": "tree",
     "broker": "peers by id",
     "peer": "peers by id",

@@ -81,3 +81,30 @@ async def test_places_of_those_who_left_are_taken_again() -> None:
             await node.join()
             stay.append(node)
         assert share_at_the_perfect_depth(stay, 2) == 1.0
+
+
+@virtual_test
+async def test_places_that_were_closed_for_want_of_a_way_up_are_reported_again() -> None:
+    """A node that was cut off and had said so was believed to be full for good."""
+    async with open_world() as world, AsyncExitStack() as stack:
+
+        async def joined(name: str) -> TreeNode:
+            node = await stack.enter_async_context(world.node(name, max_degree=2))
+            await node.join()
+            return node
+
+        root = await stack.enter_async_context(world.node("root", max_degree=1))
+        await root.become_root(SECRET)
+        top, left, right = [await joined(name) for name in ("top", "left", "right")]
+        leaf = await joined("leaf")
+        await trio.sleep(0.1)
+        (parent,) = [node for node in (left, right) if node.children_count]
+        assert top.parent is not None
+        await top.parent.aclose()
+        await trio.sleep(0.1)
+        assert not top.path
+        await leaf.aclose()
+        await trio.sleep(5)
+        assert top.path
+        assert parent.parent is not None
+        assert top._branch.views == {identifier: [2] for identifier in top.children}

@@ -6,6 +6,7 @@ import contextlib
 import math
 import random
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TypeAlias
 
 import pytest
@@ -15,9 +16,10 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import Heartbeat
-from trio_overlay.protocol.branch import hash_place, make_node_id
+from trio_overlay.protocol.branch import PlaceRule, hash_place, make_node_id
 from trio_overlay.protocol.switchboard import seeded_identifiers
 from trio_overlay.signaling.server import SignalingServer
+from trio_overlay.simulation.filling import FillingTreeWorld
 from trio_overlay.simulation.links import SERVER, Links
 from trio_overlay.simulation.scenarios import Plan
 from trio_overlay.simulation.world import ROOT, TreeWorld
@@ -71,9 +73,10 @@ def number_of(host: str) -> int:
     return SERVER if host == AUTHORITY else int(host.removeprefix("n"))
 
 
-def simulated(plan: Plan, max_degree: int) -> Tree:
+def simulated(plan: Plan, max_degree: int, place_rule: PlaceRule | None = hash_place) -> Tree:
     links = Links(latency, joiner_sees_first=0.0)
-    world = TreeWorld(
+    make = FillingTreeWorld if place_rule is None else partial(TreeWorld, place_rule=place_rule)
+    world = make(
         plan, links, max_degree=max_degree, identifiers=seeded_identifiers(SEED), rejoins=False
     )
     world.run()
@@ -84,11 +87,11 @@ def simulated(plan: Plan, max_degree: int) -> Tree:
     return tree
 
 
-def lived(plan: Plan, max_degree: int) -> Tree:
-    return run_virtual(live, plan, max_degree)
+def lived(plan: Plan, max_degree: int, place_rule: PlaceRule | None = hash_place) -> Tree:
+    return run_virtual(live, plan, max_degree, place_rule)
 
 
-async def live(plan: Plan, max_degree: int) -> Tree:
+async def live(plan: Plan, max_degree: int, place_rule: PlaceRule | None) -> Tree:
     # By default the server's patience with a joiner ends in the same moment as the joiner's own.
     server = SignalingServer(SECRET, seed=SEED, timeout=60)
     async with (
@@ -105,7 +108,7 @@ async def live(plan: Plan, max_degree: int) -> Tree:
                     network=network.host(f"n{number}"),
                     rng=random.Random(f"n{number}"),
                     max_degree=max_degree,
-                    place_rule=hash_place,
+                    place_rule=place_rule,
                     rejoins=False,  # when one tries again is chance
                     heartbeat=Heartbeat(interval=20, timeout=60),  # they take most of the time
                 )
@@ -186,3 +189,12 @@ def test_leaving_in_the_midst_of_joining_leaves_the_same_tree(seed: int) -> None
     tree = simulated(plan, max_degree=3)
     assert 5 < len(tree) < 60
     assert tree == lived(plan, max_degree=3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tree_that_fills_exactly_is_the_same_tree(seed: int) -> None:
+    rng = random.Random(seed)
+    plan = plan_of([2 * rng.random() for _ in range(60)])
+    tree = simulated(plan, 3, place_rule=None)
+    assert len(tree) == 61
+    assert tree == lived(plan, 3, place_rule=None)

@@ -103,6 +103,10 @@ def test_a_join_costs_its_frames_and_a_request_at_each_hop() -> None:
         "withdrawn": 0,
         "descent": 300,
         "beat": 300,
+        "report": 0,
+        "pull": 0,
+        "climb": 0,
+        "return": 0,
     }
 
 

@@ -6,6 +6,7 @@ import argparse
 import gc
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from trio_overlay.cli.arguments import Commands, at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.protocol.branch import MAX_REQUESTS
+from trio_overlay.simulation.filling import FillingTreeWorld
 from trio_overlay.simulation.links import Links, parse_latency
 from trio_overlay.simulation.placements import PLACEMENTS
 from trio_overlay.simulation.plots import require_matplotlib
@@ -33,6 +35,7 @@ diurnal, a day with its sessions; massacre, half crash at 120 s; partition, half
 120 s to 240 s. Latencies: constant:SECONDS, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA, geographic.
 """
 
+EXACT = "exact"
 MAX_TAKEN_APART = 50_000
 """Nodes of a world that is freed in good order when it is over."""
 
@@ -52,7 +55,13 @@ def add_overlay(overlays: Commands) -> None:
     add("--scenario", choices=SCENARIOS, default="flash-crowd", help="who comes, goes and fails")
     add("--seed", type=int, default=0, metavar="S", help="decides all chance")
     add("--max-degree", type=at_least_one, default=10, metavar="D", help="children of a node")
-    add("--placement", choices=PLACEMENTS, default="hash", help="where full nodes pass requests")
+    add(
+        "--placement",
+        choices=(EXACT, *PLACEMENTS),
+        default="hash",
+        help="where full nodes pass requests; exact is what real nodes do by default",
+    )
+    add("--no-pull", action="store_true", help="exact: the root pulls no leaves up")
     add("--latency", default="uniform:0.005:0.05", metavar="MODEL", help="seconds a frame takes")
     add("--bandwidth", type=positive, metavar="B", help="bytes a second of a node's uplink")
     add("--server-bandwidth", type=positive, metavar="B", help="bytes a second of the server's")
@@ -116,12 +125,19 @@ def make_world(arguments: argparse.Namespace) -> TreeWorld:
         server_bandwidth=arguments.server_bandwidth,
         handshake_failure=arguments.handshake_failure,
     )
-    return TreeWorld(
+    make = (
+        partial(FillingTreeWorld, pulls=not arguments.no_pull)
+        if arguments.placement == EXACT
+        else partial(
+            TreeWorld,
+            place_rule=PLACEMENTS[arguments.placement](random.Random(f"{seed}/places")),
+        )
+    )
+    return make(
         SCENARIOS[arguments.scenario](count, random.Random(f"{seed}/plan"), dials),
         links,
         seed=seed,
         max_degree=arguments.max_degree,
-        place_rule=PLACEMENTS[arguments.placement](random.Random(f"{seed}/places")),
         request_timeout=arguments.request_timeout,
         attempts=arguments.attempts,
         rejoins=not arguments.no_rejoin,

@@ -564,6 +564,7 @@ class TreeNode:
             self._branch.open()
         elif before.path and not now.path:
             self._cut_off()
+        self._note_surprise()
         if is_news and now.path != before.path:
             self.events.put(PathChange(now.path))
         frame = Beat(now.number) if now.path == before.path else Descend(now)

@@ -206,6 +206,17 @@ class Branch(Generic[FrameT]):
         own_free = self.max_degree - len(self._children) - len(self._applicants)
         return [own_free] if self._filling is None else self._filling.view(own_free)
 
+    @property
+    def views(self) -> dict[str, View]:
+        """The free places below each child, by level, as it is believed; none with a rule."""
+        if self._filling is None:
+            return {}
+        return {
+            holder: self._filling.view_of(place)
+            for place, holder in enumerate(self._places)
+            if holder is not None and holder in self._children
+        }
+
     def meet_parent(self, brought: Sequence[int]) -> None:
         """There is a parent that believes *brought* of the places here; with a rule, none cares."""
         self.belief = ParentBelief(brought) if self._filling is not None else None

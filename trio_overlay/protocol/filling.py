@@ -171,6 +171,12 @@ class Filling:
         child.correct(view, seen)
         self._note_level(place)
 
+    def view_of(self, place: int) -> View:
+        """What is believed of who holds *place*; it is not to be changed."""
+        child = self._children[place]
+        assert child is not None
+        return child.view
+
     def view(self, own_free: int) -> View:
         """The node's own view, when it has *own_free* places free itself."""
         total = [own_free]

@@ -57,16 +57,24 @@ KINDS: Final = (
     "withdrawn",
     "descent",
     "beat",
+    "report",
+    "pull",
+    "climb",
+    "return",
 )
 """The frames that are counted. A request is the offer on its way from the server to the root and
 at each hop; an answer goes to the server and from there to the joiner; a withdrawal is counted at
 every hop, by the server's sockets or the tree's channels. Of the beats only those are counted that
 make an applicant a child: the others go to and fro once a second on every link, come what may.
+A climb is the request of a leaf that was pulled on its way up to the root, at each hop; a return is
+what comes back to it, or is taken back, the same way. (See filling.py for these and for reports.)
 """
 
-DIAL, HELLO, OFFER, REQUEST, ANSWER, DONE, WITHDRAWN, DESCENT, BEAT = range(len(KINDS))
+(
+    DIAL, HELLO, OFFER, REQUEST, ANSWER, DONE, WITHDRAWN, DESCENT, BEAT, REPORT, PULL, CLIMB, RETURN
+) = range(len(KINDS))  # fmt: skip
 
-FRAME_SIZES: Final = (600, 90, 1200, 1250, 1250, 20, 110, 180, 40)
+FRAME_SIZES: Final = (600, 90, 1200, 1250, 1250, 20, 110, 180, 40, 90, 40, 1250, 1250)
 """Bytes of each kind: about what aiortc's descriptions with four candidates take."""
 
 # What a joiner knows of its own attempt: linked is who has an open channel, connected who has its
@@ -107,7 +115,7 @@ class TreeWorld:
         self.plan = plan
         self.links = links
         self.max_degree = max_degree
-        self.place_rule = place_rule or hash_place
+        self.place_rule: PlaceRule | None = place_rule or hash_place
         self.attempts = attempts
         self.rejoins = rejoins
         self.has_limits = has_limits
@@ -285,6 +293,11 @@ class TreeWorld:
         """*node* begins to join: it dials the server."""
         if not self.is_alive[node] or self.joining[node] != NOBODY or self.up[node] != NOBODY:
             return
+        attempt = self._make_attempt(node)
+        self._deadlines.put(now, attempt, 0)
+        self._to_server(now, node, DIAL, self._on_dial, attempt, 0)
+
+    def _make_attempt(self, node: int) -> int:
         attempt = len(self.node_of)
         self.node_of.append(node)
         self.acceptor_of.append(NOBODY)
@@ -298,8 +311,7 @@ class TreeWorld:
         self._delays.append(0.0)
         self.joining[node] = attempt
         self.tries[node] = min(255, self.tries[node] + 1)
-        self._deadlines.put(now, attempt, 0)
-        self._to_server(now, node, DIAL, self._on_dial, attempt, 0)
+        return attempt
 
     def _serve_joiner(self, now: float, attempt: int, _: int) -> None:
         """The server gives the joiner its id, with a hello."""
@@ -456,8 +468,11 @@ class TreeWorld:
         """The joiner gives up, and says so to the server; it may try again."""
         self._fail_attempt(attempt)
         node = self.node_of[attempt]
-        self._to_server(now, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
+        self._say_given_up(now, node, attempt)
         self._try_again(now, node)
+
+    def _say_given_up(self, now: float, node: int, attempt: int) -> None:
+        self._to_server(now, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
 
     def _try_again(self, now: float, node: int) -> None:
         """*node* has no parent, because it lost its own or its join came to nothing."""
@@ -516,11 +531,18 @@ class TreeWorld:
             case Delegate(child):
                 link = self._attempt_of[child]
                 self._down(now, node, REQUEST, self._on_request, link, attempt)
+            case Admit() if self._states[attempt] != ASKING:
+                # It was placed again, though somebody has answered it: see `Branch.lose`.
+                for kind in (DIAL, HELLO, ANSWER, WITHDRAWN):
+                    self.count_by_server[kind] += 1
+                    self.count_arrived[kind] += 1
+                moment = now + self._server_delays[node]
+                self.agenda.put(moment, self._serve_late_acceptor, node, attempt)
             case Admit():
                 self.acceptor_of[attempt] = node
                 self._has_dialled[attempt] = self._is_linked[attempt] = False
                 self._answer_deadlines.put(now, node, attempt)
-                self._to_server(now, node, DIAL, self._on_acceptor_dial, node, attempt)
+                self._serve_applicant(now, node, attempt)
             case Drop():
                 self.count_dropped += 1
             case HandOver() | Wait():
@@ -575,6 +597,10 @@ class TreeWorld:
                 self._down(now, node, WITHDRAWN, self._take_withdrawal, link, attempt)
 
     # --- who answers ----------------------------------------------------------------------
+
+    def _serve_applicant(self, now: float, node: int, attempt: int) -> None:
+        """*node* has admitted an applicant: it dials the server to answer it."""
+        self._to_server(now, node, DIAL, self._on_acceptor_dial, node, attempt)
 
     def _serve_acceptor(self, now: float, node: int, attempt: int) -> None:
         """The server gives the acceptor, a prospect as any other, an id, which nobody needs."""
@@ -642,17 +668,33 @@ class TreeWorld:
         if branch is not None and branch.is_applicant(self._origins[attempt]):
             self._fail_applicant(now, node, attempt)
 
+    def _serve_late_acceptor(self, now: float, node: int, attempt: int) -> None:
+        """As `_serve_acceptor`, for one whose answer comes to nothing."""
+        next(self._identifiers)
+        moment = now + 3 * self._server_delays[node]
+        self.agenda.put(moment, self._lose_late_applicant, node, attempt)
+
+    def _lose_late_applicant(self, now: float, node: int, attempt: int) -> None:
+        """*node* has answered, and been told that the joiner is with somebody else, or gone."""
+        branch = self._branches[node]
+        if branch is not None and branch.is_applicant(self._origins[attempt]):
+            self._fail_applicant(now, node, attempt)
+
     def _fail_applicant(self, now: float, node: int, attempt: int) -> None:
         """*node* answers no more: it tells the server so, and gives the place to who waits."""
         self._sweep(now)
-        self.acceptor_of[attempt] = NOBODY
-        if self._has_dialled[attempt]:
-            self._to_server(now, node, WITHDRAWN, self._tell_joiner, node, attempt)
-        elif self._is_linked[attempt]:
-            self.agenda.put(now + self._delays[attempt], self._lose_parent, attempt, 0)
+        if self.acceptor_of[attempt] == node:  # else it is a late one
+            self.acceptor_of[attempt] = NOBODY
+            if self._has_dialled[attempt]:
+                self._say_refused(now, node, attempt)
+            elif self._is_linked[attempt]:
+                self.agenda.put(now + self._delays[attempt], self._lose_parent, attempt, 0)
         branch = self._branches[node]
         assert branch is not None
         self._carry_out_all(now, node, branch.fail(self._origins[attempt]))
+
+    def _say_refused(self, now: float, node: int, attempt: int) -> None:
+        self._to_server(now, node, WITHDRAWN, self._tell_joiner, node, attempt)
 
     def _tell_joiner(self, now: float, node: int, attempt: int) -> None:
         """The server tells the joiner that *node*, which answered, has given up."""
@@ -692,12 +734,13 @@ class TreeWorld:
             self._end_orphanhood(now, node)
         put = self.agenda.put
         attempt = self.joining[node]
-        link = self.up[node]
+        # It may have two links, one of them to who was to be its next parent.
+        links = [self.up[node]] if self.up[node] != NOBODY else []
         if attempt != NOBODY and self._states[attempt] < LINKED:
             self._to_server(now + grace, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
         elif attempt != NOBODY:
-            link = attempt
-        if link != NOBODY:
+            links.append(attempt)
+        for link in links:
             delay = self._delays[link] if noticed_after is None else noticed_after
             put(now + delay, self._lose_child, link, 0)
         if attempt != NOBODY:
@@ -709,6 +752,8 @@ class TreeWorld:
             return
         for origin in (*branch.applicants, *branch.children):
             link = self._attempt_of[origin]
+            if self.acceptor_of[link] != node:
+                continue  # a late applicant
             child = self.node_of[link]
             if self.up[child] == link:
                 self._begin_orphanhood(now, child)

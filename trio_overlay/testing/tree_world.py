@@ -11,6 +11,7 @@ import trio
 from trio_overlay.channels.memory import MemoryChannel
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import Heartbeat, TreeChannel
+from trio_overlay.protocol.filling import same
 from trio_overlay.testing.determinism import SteppedRun
 from trio_overlay.testing.history import History
 from trio_overlay.testing.signaling import AUTHORITY, SECRET
@@ -109,8 +110,21 @@ class TreeWorld(VirtualWorld):
             )
             if node.parent is not None:
                 assert name in parents, f"the parent of {name} does not know it"
+        for child, parent in parents.items():
+            self._check_belief(parent, child)
         connections = 2 * len(parents)
         assert self.network.count_open_peers == connections, "\n".join(self.network.list_open())
+
+    def _check_belief(self, parent: str, child: str) -> None:
+        """What the *parent* believes of the free places below the *child* is so."""
+        link = self.nodes[child].parent
+        views = self.nodes[parent]._branch.views
+        for channel in self.nodes[parent].children.values():
+            if link is not None and _end_of(channel).other_end is _end_of(link):
+                believed, view = views[channel.id], self.nodes[child]._branch.view
+                assert same(believed, view), (
+                    f"{parent} believes that {child} has the places {believed}, and it has {view}"
+                )
 
     def is_settled(self) -> bool:
         # The root dials a server that has restarted in up to half a minute.
