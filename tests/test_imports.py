@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"aiortc", "aioice", "av", "trio_asyncio", "hypothesis", "rich"}
+HEAVY = {"aiortc", "aioice", "av", "trio_asyncio", "hypothesis", "rich", "coredis"}
 """WebRTC; the bridge that changes the program's event loop policy; what only some commands need."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.nodes.peer import Peer, open_peer
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.signaling.bootstrap import Bootstrap, open_bootstrap
 from trio_overlay.signaling.server import SignalingServer
@@ -45,6 +46,10 @@ class World:
     def node(self, name: str, **options: Any) -> AbstractAsyncContextManager[TreeNode]:
         network = self.network.host(name)
         return open_tree_node(AUTHORITY, network=network, rng=random.Random(name), **options)
+
+    def peer(self, name: str, **options: Any) -> AbstractAsyncContextManager[Peer]:
+        network = self.network.host(name)
+        return open_peer(name, AUTHORITY, network=network, rng=random.Random(name), **options)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ The map of the house; a room may use what stands above it, and never what stands
 `protocol`       what is said and what is decided: pure, no I/O and no clock
 `channels`       what carries frames: memory, WebSocket, WebRTC; and the way to asyncio
 `signaling`      where peers meet: the server, its client, the roads that signals travel
-`nodes`          what an application holds: tree nodes, neighbours
+`nodes`          what an application holds: tree nodes, neighbours, samples, peers by id, relays
 `simulation`     many nodes in one process, without sockets
 `testing`        what you import in your own tests: a virtual network, strategies, machines
 `cli`            the command line
@@ -21,8 +21,11 @@ from trio_overlay.channels.internet import IceServer, Internet
 from trio_overlay.channels.network import Network, PeerConnection, UpgradeHandler, UpgradeRequest
 from trio_overlay.channels.stream import as_object_stream
 from trio_overlay.errors import (
+    ClusterUnavailable,
     ConfigurationError,
     ConnectionFailed,
+    DeliveryFailed,
+    IdTaken,
     JoinRefused,
     JoinTimeout,
     MalformedFrame,
@@ -31,7 +34,9 @@ from trio_overlay.errors import (
     OutcomeError,
     OverlayError,
     PeerNotFound,
+    PeerRefused,
     ProtocolError,
+    SendTimeout,
     ServerRefused,
     ServerUnreachable,
     UsageError,
@@ -46,6 +51,26 @@ from trio_overlay.nodes.neighbours import (
     Views,
     open_neighbours,
 )
+from trio_overlay.nodes.peer import (
+    BrokerLost,
+    Peer,
+    PeerConnected,
+    PeerDisconnected,
+    PeerError,
+    PeerEvent,
+    Registered,
+    open_peer,
+)
+from trio_overlay.nodes.peer_connection import Connection, PeerMessage
+from trio_overlay.nodes.relay import (
+    PeerJoined,
+    PeerLeft,
+    Relay,
+    RelayEvent,
+    RelayMessage,
+    open_relay,
+)
+from trio_overlay.nodes.sampling import Sampling, SamplingState, StateChange, open_sampling
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import (
     ChildClose,
@@ -59,13 +84,10 @@ from trio_overlay.nodes.tree import (
     open_tree_node,
 )
 from trio_overlay.nodes.tree_channel import Message, TreeChannel
-from trio_overlay.signaling.bootstrap import (
-    Bootstrap,
-    Connection,
-    Listener,
-    Request,
-    open_bootstrap,
-)
+from trio_overlay.protocol.broker_registrations import BrokerLimits
+from trio_overlay.signaling.bootstrap import Bootstrap, Listener, Request, open_bootstrap
+from trio_overlay.signaling.bootstrap import Connection as BootstrapConnection
+from trio_overlay.signaling.registry import LocalPeers, Registry
 from trio_overlay.signaling.server import ListeningServer, SignalingServer, serve_signaling
 
 __version__ = "0.1.0"
@@ -75,21 +97,28 @@ __all__ = [
     "ArcFail",
     "ArcOpen",
     "Bootstrap",
+    "BootstrapConnection",
+    "BrokerLimits",
+    "BrokerLost",
     "Channel",
     "ChildClose",
     "ChildConnect",
     "ChildError",
+    "ClusterUnavailable",
     "ConfigurationError",
     "Connection",
     "ConnectionFailed",
+    "DeliveryFailed",
     "Event",
     "Frame",
     "IceServer",
+    "IdTaken",
     "Internet",
     "JoinRefused",
     "JoinTimeout",
     "Listener",
     "ListeningServer",
+    "LocalPeers",
     "MalformedFrame",
     "Message",
     "MessageTooLarge",
@@ -102,14 +131,32 @@ __all__ = [
     "ParentClose",
     "ParentConnect",
     "ParentError",
+    "Peer",
+    "PeerConnected",
     "PeerConnection",
+    "PeerDisconnected",
+    "PeerError",
+    "PeerEvent",
+    "PeerJoined",
+    "PeerLeft",
+    "PeerMessage",
     "PeerNotFound",
+    "PeerRefused",
     "ProtocolError",
     "Received",
+    "Registered",
+    "Registry",
+    "Relay",
+    "RelayEvent",
+    "RelayMessage",
     "Request",
+    "Sampling",
+    "SamplingState",
+    "SendTimeout",
     "ServerRefused",
     "ServerUnreachable",
     "SignalingServer",
+    "StateChange",
     "Stream",
     "TreeChannel",
     "TreeNode",
@@ -120,6 +167,9 @@ __all__ = [
     "as_object_stream",
     "open_bootstrap",
     "open_neighbours",
+    "open_peer",
+    "open_relay",
+    "open_sampling",
     "open_tree_node",
     "serve_signaling",
 ]

@@ -89,3 +89,7 @@ class SendTimeout(OutcomeError):
 
 class ClusterUnavailable(OutcomeError):
     """The servers that share one registry cannot be asked now, so some things cannot be told."""
+
+
+class DeliveryFailed(OutcomeError):
+    """No receipt came in time: the message may have arrived, or not."""

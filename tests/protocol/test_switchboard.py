@@ -415,6 +415,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def check(self, actions: Iterable[Action]) -> None:
         for action in actions:
+            assert isinstance(action, Send | Close)  # alone, there is nobody to forward to
             client = action.to if isinstance(action, Send) else action.client
             assert client in self.roots or client in self.prospects
             if isinstance(action, Close):

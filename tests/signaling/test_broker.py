@@ -101,6 +101,9 @@ class OtherServers(Registry):
         task_status.started()
         await trio.sleep_forever()
 
+    def catch_up_nowait(self) -> None:
+        pass
+
     async def claim(self, identifier: str) -> bool:
         return not await self.locate(identifier)
 

@@ -93,3 +93,14 @@ class UpgradeRequest(abc.ABC):
 
 UpgradeHandler: TypeAlias = Callable[[UpgradeRequest], Awaitable[None]]
 """Serves one client from its request to its end; runs in a task of its own."""
+
+
+class ListeningNetwork(Network):
+    """A network on which its node can be dialled without sockets of its own: a virtual one."""
+
+    @abc.abstractmethod
+    def open_listener(self, handler: UpgradeHandler) -> AbstractAsyncContextManager[str]:
+        """Let *handler* serve whoever dials the URL that this gives; leaving it ends them all.
+
+        ConfigurationError: somebody listens there, or nobody can.
+        """

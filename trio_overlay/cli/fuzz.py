@@ -32,7 +32,10 @@ Let real nodes on a virtual network live through stories of joins, leaves, crash
 silence, and check after each step what must always hold. A story that fails is shrunk, printed,
 and written to a file that --replay lives through again. Exit code 1 if one failed."""
 
-OVERLAYS = {"tree": "trio_overlay.testing.tree:TreeMachine"}
+OVERLAYS = {
+    "tree": "trio_overlay.testing.tree:TreeMachine",
+    "neighbours": "trio_overlay.testing.neighbours:NeighboursMachine",
+}
 """The machines that come with this package."""
 
 PROGRESS_INTERVAL = 0.1

@@ -1,152 +1,36 @@
-"""Attempts at arcs, ours and those we answer, and the ways their messages travel.
-
-An attempt is data here; the task that lives with it is in neighbours.py.
-"""
+"""Our own attempts at arcs: each a task, from the first word to the end of the connection."""
 
 from __future__ import annotations
 
-import abc
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Callable
 
 import trio
 
 from trio_overlay.channels.channel import Channel
-from trio_overlay.errors import ConnectionFailed, OutcomeError, PeerNotFound, ProtocolError
+from trio_overlay.errors import ConnectionFailed, MalformedFrame, OutcomeError
 from trio_overlay.nodes.neighbour_link import Link
+from trio_overlay.nodes.neighbour_ways import Bridged, Way
 from trio_overlay.nodes.neighbourhood import Neighbourhood
-from trio_overlay.protocol.arcs import Initiator
-from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.arcs import Drop, Fail, Initiator, TakeArc, TakeSignal
 from trio_overlay.protocol.neighbours import (
     ARCS,
     EXTENSIONS,
     ArcEnd,
-    ArcMessage,
     ArcRequest,
     ArcResponse,
-    Forward,
-    Payload,
-    Send,
+    Disconnect,
     Side,
-    decode_neighbour,
-    decode_payload,
-    encode_arc_message,
-    encode_neighbour,
-    encode_payload,
-    peer_of,
 )
-from trio_overlay.protocol.signals import Signal, encode_signal
+from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
+from trio_overlay.signaling.handshake import shake_hands
 from trio_overlay.signaling.roads import PushedRoad
 
 logger = logging.getLogger(__name__)
 
-FAREWELL_TIMEOUT = 1.0
-
-Carry: TypeAlias = Callable[[JSON], Awaitable[None]]
-"""An application's way to bring a message of an attempt to the other end."""
-
-
-# --- ways ---------------------------------------------------------------------------------
-
-
-class Way(abc.ABC):
-    """How the messages of one attempt get to its other end."""
-
-    source: str | None
-    """The neighbour by which they come; None for a way that the application brought."""
-
-    @abc.abstractmethod
-    async def carry(self, message: ArcMessage) -> None:
-        """Bring *message* to the other end.
-
-        OutcomeError: it cannot be reached this way. Others: what an application's way raises.
-        """
-
-    @abc.abstractmethod
-    def say_nowait(self, message: ArcMessage, *, is_understood: bool) -> None:
-        """The same without waiting, if it can be done, for an answer that nobody waits for.
-
-        *is_understood* says whether the other end is known to be ours: what the originals have
-        no name for goes to nobody else, unless it does no harm.
-        """
-
-
-class OnLink(Way):
-    """Over a connection that the two have."""
-
-    def __init__(self, hood: Neighbourhood, pid: str, end: str) -> None:
-        self.source = peer_of(end)
-        self._hood, self._pid, self._end = hood, pid, end
-
-    async def carry(self, message: ArcMessage) -> None:
-        link = self._hood.find_link(self._end, self._pid)
-        if link is None:
-            raise PeerNotFound(f"the connection to {self._end} is gone")
-        link.post(self._pid, message)
-        await trio.lowlevel.checkpoint()
-
-    def say_nowait(self, message: ArcMessage, *, is_understood: bool) -> None:  # noqa: ARG002
-        link = self._hood.find_link(self._end, self._pid)
-        if link is not None and (ARCS in link.extensions or not isinstance(message, ArcEnd)):
-            link.post(self._pid, message)
-
-
-class Bridged(Way):
-    """Through a neighbour that is connected to both."""
-
-    def __init__(self, hood: Neighbourhood, pid: str, bridge: str, own: str, other: str) -> None:
-        self.source = peer_of(bridge)
-        self._hood, self._pid = hood, pid
-        self._bridge = bridge
-        self._own, self._other = own, other
-        """The two ends, as the bridge calls them."""
-
-    async def carry(self, message: ArcMessage) -> None:
-        link = self._hood.find_link(self._bridge, self._pid)
-        if link is None:
-            raise PeerNotFound(f"the connection to the bridge {self._bridge} is gone")
-        link.post(self._pid, self._wrap(message))
-        await trio.lowlevel.checkpoint()
-
-    def say_nowait(self, message: ArcMessage, *, is_understood: bool) -> None:  # noqa: ARG002
-        link = self._hood.find_link(self._bridge, self._pid)
-        if link is not None:
-            # The originals pass on any message, and ignore those of a type unknown to them.
-            link.post(self._pid, self._wrap(message))
-
-    def _wrap(self, message: ArcMessage) -> Payload:
-        return Forward(self._own, self._other, encode_arc_message(message), has_arrived=False)
-
-
-class Carried(Way):
-    """By a function that the application brought."""
-
-    source = None
-
-    def __init__(self, hood: Neighbourhood, carry: Carry) -> None:
-        self._hood, self._carry = hood, carry
-
-    async def carry(self, message: ArcMessage) -> None:
-        await self._carry(encode_arc_message(message))
-
-    def say_nowait(self, message: ArcMessage, *, is_understood: bool) -> None:
-        if is_understood or not isinstance(message, ArcEnd):
-            self._hood.nursery.start_soon(self._say, message)
-
-    async def _say(self, message: ArcMessage) -> None:
-        try:
-            with trio.move_on_after(FAREWELL_TIMEOUT, shield=True):
-                await self.carry(message)
-        except OutcomeError as error:
-            logger.info("a word on an attempt did not arrive: %s", error)
-
-
-# --- attempts -----------------------------------------------------------------------------
-
 
 class Attempt:
-    """An attempt of ours at an arc to *target*, or to whoever answers."""
+    """An attempt at an arc to *target*, or to whoever answers."""
 
     def __init__(
         self,
@@ -155,7 +39,7 @@ class Attempt:
         way: Way,
         target: str | None,
         timeout: float | None,
-        asked_by: str | None = None,
+        asked_by: str | None,
     ) -> None:
         self.tid = hood.make_tid()
         self.initiator = Initiator(hood.peer, self.tid, pid, target)
@@ -163,6 +47,7 @@ class Attempt:
         self.asked_by = asked_by
         """The neighbour at whose wish it is made, if it is not our own."""
         self.timeout = hood.attempt_timeout if timeout is None else timeout
+        self.way = way
         self.road = PushedRoad(self._carry)
         deadline = trio.current_time() + self.timeout
         self.asking = trio.CancelScope(deadline=deadline)
@@ -175,9 +60,6 @@ class Attempt:
         self.arc_on: Link | None = None
         """The connection that there was already, once the arc is open on it."""
         self.failure: OutcomeError | None = None
-        self.error: Exception | None = None
-        """What the application's way raised."""
-        self._way = way
         self._pid = pid
         self._own_end = Side.OUT.end_of(hood.peer)
         self._has_spoken = False
@@ -187,13 +69,17 @@ class Attempt:
         """Whether there is an arc, on a connection that there was, or there will be none."""
         return self.arc_on is not None or self.failure is not None
 
+    @property
+    def end(self) -> str | None:
+        """The other end, as far as it is known."""
+        return self.initiator.end or self.target
+
     def ask(self, link: Link) -> None:
         """Ask for an arc more on *link*, which leads to one of ours."""
         self.asked_on = link
         link.keep_for_now()
-        link.post(
-            self._pid, ArcRequest(self.tid, self._own_end, self._pid, None, extensions=EXTENSIONS)
-        )
+        request = ArcRequest(self.tid, self._own_end, self._pid, None, extensions=EXTENSIONS)
+        link.post(self._pid, request)
 
     def settle(self, link: Link) -> None:
         """The arc is open, on the connection *link*."""
@@ -209,136 +95,201 @@ class Attempt:
             self.shaking.cancel()
 
     def say_end(self, reason: str | None) -> None:
-        """Tell those who know of this attempt that it is over; None: there is an arc."""
+        """Tell those who know of this attempt that it is over, once; None: there is an arc."""
         end = ArcEnd(self.tid, self._own_end, self._pid, reason)
         if self.asked_on is not None and reason is not None:
             self.asked_on.post(self._pid, end)
-        if self._has_spoken:
-            self._has_spoken = False
-            if reason is not None or isinstance(self._way, Bridged):
-                is_understood = ARCS in self.initiator.extensions
-                self._way.say_nowait(end, is_understood=is_understood)
+        # Where there is an arc, only a bridge does not know it yet.
+        if self._has_spoken and (reason is not None or isinstance(self.way, Bridged)):
+            self.way.say_nowait(end, is_understood=ARCS in self.initiator.extensions)
         self.asked_on = None
+        self._has_spoken = False
 
     async def _carry(self, signal: Signal) -> None:
         self._has_spoken = True
-        message = ArcRequest(
-            self.tid, self._own_end, self._pid, encode_signal(signal), extensions=EXTENSIONS
+        offer = encode_signal(signal)
+        await self.way.carry(
+            ArcRequest(self.tid, self._own_end, self._pid, offer, extensions=EXTENSIONS)
         )
-        self.error = await _carry_by(self._way, message)
-        if self.error is not None:
-            raise ConnectionFailed("the message could not be carried") from self.error
 
 
-class Answer:
-    """An attempt of somebody else's that is being answered."""
+class Attempts:
+    """The attempts of one protocol that are under way.
+
+    *on_fail* is called with the other end, as far as it is known, and the reason of each that
+    comes to nothing.
+    """
 
     def __init__(
-        self, hood: Neighbourhood, pid: str, request: ArcRequest, way: Way, timeout: float | None
+        self, hood: Neighbourhood, pid: str, on_fail: Callable[[str | None, str], object]
     ) -> None:
-        self.request = request
-        self.timeout = hood.attempt_timeout if timeout is None else timeout
-        self.road = PushedRoad(self._carry)
-        self.shaking = trio.CancelScope(deadline=trio.current_time() + self.timeout)
-        self.failure: OutcomeError | None = None
-        self.error: Exception | None = None
-        """What the application's way raised."""
-        self._way = way
+        self._hood = hood
         self._pid = pid
-        self._own_end = Side.IN.end_of(hood.peer)
-        self._is_refused = False
+        self._on_fail = on_fail
+        self._attempts: dict[str, Attempt] = {}
 
-    def fail(self, reason: str) -> None:
-        """There will be no arc."""
-        if self.failure is None:
-            self.failure = ConnectionFailed(reason)
-            self.shaking.cancel()
+    def __len__(self) -> int:
+        return len(self._attempts)
 
-    def refuse(self, reason: str) -> None:
-        """Tell the other end, if it understands, that there will be no arc; once."""
-        if not self._is_refused and ARCS in self.request.extensions:
-            self._is_refused = True
-            end = ArcEnd(self.request.tid, self._own_end, self._pid, reason)
-            self._way.say_nowait(end, is_understood=True)
+    def __contains__(self, tid: object) -> bool:
+        return tid in self._attempts
 
-    async def _carry(self, signal: Signal) -> None:
-        message = ArcResponse(
-            self.request.tid,
-            self._own_end,
-            self._pid,
-            encode_signal(signal),
-            extensions=EXTENSIONS,
-        )
-        self.error = await _carry_by(self._way, message)
-        if self.error is not None:
-            raise ConnectionFailed("the message could not be carried") from self.error
+    async def run(
+        self,
+        way: Way,
+        target: str | None,
+        timeout: float | None,
+        *,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Try to open an arc, and live with the connection if it is a new one.
 
+        Started when the arc is open, with its other end.
 
-async def _carry_by(way: Way, message: ArcMessage) -> Exception | None:
-    """Carry *message*; what an application's way raises is returned, to be raised elsewhere.
+        ConnectionFailed, and what an application's way raises: it came to nothing.
+        """
+        await self._live(self._begin(way, target, timeout, None), task_status)
 
-    A handshake would make a group of it, and so hide it from who is to catch it.
-    """
-    try:
-        await way.carry(message)
-    except OutcomeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - it is the application's, and goes back to it
-        return error
-    return None
+    def run_for(self, neighbour: str, way: Way, target: str) -> None:
+        """Try to open an arc because *neighbour* asks for it; not too many at a time."""
+        asked = sum(attempt.asked_by == neighbour for attempt in self._attempts.values())
+        if asked >= self._hood.max_attempts:
+            logger.info("%s asks for too many arcs: one is not tried", neighbour)
+            return
+        attempt = self._begin(way, target, None, neighbour)
+        self._hood.nursery.start_soon(self._try, attempt)
 
+    def take(self, message: ArcResponse | ArcEnd, link: Link | None) -> None:
+        """Somebody answers an attempt: by *link*, if that is a connection between its two ends."""
+        attempt = self._attempts.get(message.tid)
+        if attempt is None:
+            self._disown(message, link)
+            return
+        match attempt.initiator.take(message):
+            case TakeSignal():
+                try:
+                    attempt.road.deliver(decode_signal(message.offer))  # type: ignore[union-attr]
+                except MalformedFrame as error:
+                    logger.info("a signal of %.80s is passed over: %s", message.peer, error)
+            case TakeArc() if ARCS in attempt.initiator.extensions:
+                # One of ours says so on the connection itself, if it says so elsewhere or not:
+                # there may be two, and both ends are to mean the same.
+                if link is not None and (link.side, link.end) == (Side.OUT, message.peer):
+                    self._settle(attempt, link)
+            case TakeArc():
+                known = self._hood.link_between(Side.OUT, message.peer)
+                attempt.awaits_link = known is None
+                if known is not None:
+                    self._settle(attempt, known)
+            case Fail(reason):
+                attempt.fail(reason)
+            case Drop(reason):
+                logger.info("an answer of %.80s is ignored: %s", message.peer, reason)
 
-# --- a channel that there is --------------------------------------------------------------
+    def note_link(self, link: Link) -> None:
+        """There is a new *link*; an attempt may have its arc on it already."""
+        for attempt in list(self._attempts.values()):
+            if attempt.awaits_link and (link.side, link.end) == (Side.OUT, attempt.initiator.end):
+                self._settle(attempt, link)
 
+    def note_link_end(self, link: Link) -> None:
+        """*link* has ended: who has asked for an arc on it goes on to a connection of its own."""
+        for attempt in list(self._attempts.values()):
+            if attempt.asked_on is link:
+                attempt.asking.cancel()
 
-async def ask_on(channel: Channel, own_end: str, pid: str, tid: str) -> ArcResponse:
-    """Open an arc over a fresh *channel*, by being the first to speak; what was answered.
+    def leave(self, reason: str) -> None:
+        """Give all of them up, and say so now."""
+        for attempt in list(self._attempts.values()):
+            attempt.fail(reason)
+            if attempt.failure is not None:
+                attempt.say_end(reason)
 
-    ConnectionFailed: the other end did not agree.
-    """
-    request = ArcRequest(tid, own_end, pid, None, extensions=EXTENSIONS)
-    await _say_on(channel, own_end, pid, request)
-    answer = await _hear_on(channel)
-    if isinstance(answer, ArcEnd):
-        raise ConnectionFailed(f"{answer.peer} refused: {answer.reason}")
-    if not isinstance(answer, ArcResponse) or (answer.tid, answer.offer) != (tid, None):
-        raise ConnectionFailed("the other end of the channel does not answer what it was asked")
-    return answer
+    def _begin(
+        self, way: Way, target: str | None, timeout: float | None, asked_by: str | None
+    ) -> Attempt:
+        attempt = Attempt(self._hood, self._pid, way, target, timeout, asked_by)
+        self._attempts[attempt.tid] = attempt
+        return attempt
 
+    async def _try(self, attempt: Attempt) -> None:
+        try:
+            await self._live(attempt)
+        except OutcomeError as error:
+            neighbour = attempt.asked_by
+            logger.info("no arc to %s, which %s asked for: %s", attempt.target, neighbour, error)
 
-async def hear_on(channel: Channel) -> ArcRequest:
-    """What the other end of a fresh *channel* asks for.
+    async def _live(
+        self, attempt: Attempt, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        reason = "cancelled"
+        try:
+            await self._ask(attempt)
+            if not attempt.is_decided:
+                async with self._hood.network.open_peer(initiator=True) as peer:
+                    channel: Channel | None = None
+                    with attempt.shaking:
+                        channel = await shake_hands(peer, attempt.road)
+                    if channel is not None and not attempt.is_decided:
+                        link = self._open_link(attempt, channel)
+                        task_status.started(link.end)
+                        await link.run()
+                        return
+            if attempt.arc_on is None:
+                raise attempt.failure or ConnectionFailed(f"no arc within {attempt.timeout:g} s")
+            self._end(attempt, None)
+            task_status.started(attempt.arc_on.end)
+        except OutcomeError as error:
+            reason = str(error)
+            if attempt.way.error is not None:
+                raise attempt.way.error from None
+            raise
+        finally:
+            if attempt.tid in self._attempts:
+                self._end(attempt, reason)
 
-    ConnectionFailed: no arc.
-    """
-    request = await _hear_on(channel)
-    if not isinstance(request, ArcRequest) or request.offer is not None:
-        raise ConnectionFailed("the other end of the channel asks for no arc")
-    return request
+    async def _ask(self, attempt: Attempt) -> None:
+        """If we are connected to the target, and it is one of ours, ask for an arc more there."""
+        if attempt.target is None:
+            return
+        link = self._hood.find_link(attempt.target, self._pid, Side.OUT)
+        if link is not None and ARCS in link.extensions:
+            attempt.ask(link)
+            with attempt.asking:
+                await trio.sleep_forever()
 
+    def _open_link(self, attempt: Attempt, channel: Channel) -> Link:
+        """The connection that *attempt* has come to, with its first arc."""
+        initiator = attempt.initiator
+        assert initiator.end is not None
+        link = self._hood.add_link(channel, Side.OUT, initiator.end, initiator.extensions)
+        self._hood.add_arc(link, attempt.tid, self._pid)
+        self._end(attempt, None)
+        self._hood.announce(link)
+        return link
 
-async def answer_on(channel: Channel, own_end: str, message: ArcResponse | ArcEnd) -> None:
-    """Say whether there is an arc."""
-    await _say_on(channel, own_end, message.pid, message)
+    def _settle(self, attempt: Attempt, link: Link) -> None:
+        """The other end has counted the arc on *link*, and so do we."""
+        self._hood.add_arc(link, attempt.tid, self._pid)
+        attempt.settle(link)
 
+    def _end(self, attempt: Attempt, reason: str | None) -> None:
+        """It is over; with a *reason*, it came to nothing."""
+        del self._attempts[attempt.tid]
+        attempt.say_end(reason)
+        if reason is not None:
+            if attempt.arc_on is not None and attempt.arc_on.is_open:
+                self._hood.remove_arc(attempt.arc_on, attempt.tid, reason, tell=True)
+            self._on_fail(attempt.end, reason)
 
-async def _say_on(channel: Channel, own_end: str, pid: str, message: ArcMessage) -> None:
-    try:
-        await channel.send(encode_neighbour(Send(own_end, pid, encode_payload(message))))
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        raise ConnectionFailed(f"the channel has ended: {channel.close_reason}") from error
-
-
-async def _hear_on(channel: Channel) -> ArcMessage:
-    try:
-        frame = decode_neighbour(await channel.receive())
-        payload = decode_payload(frame.payload) if isinstance(frame, Send) else None
-    except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        raise ConnectionFailed(f"the channel has ended: {channel.close_reason}") from error
-    except ProtocolError as error:
-        raise ConnectionFailed(
-            f"the other end of the channel broke the protocol: {error}"
-        ) from error
-    if not isinstance(payload, ArcRequest | ArcResponse | ArcEnd):
-        raise ConnectionFailed("the other end of the channel speaks of no arc")
-    return payload
+    def _disown(self, message: ArcResponse | ArcEnd, link: Link | None) -> None:
+        """Of an attempt that is over here the other end may have made an arc: tell it."""
+        if (
+            isinstance(message, ArcResponse)
+            and message.offer is None
+            and link is not None
+            and link.side is Side.OUT
+            and message.tid not in self._hood.arcs.arcs_of(link.number)
+            and ARCS in link.extensions
+        ):
+            link.post(self._pid, Disconnect(message.tid))

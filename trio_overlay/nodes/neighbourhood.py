@@ -167,6 +167,11 @@ class Neighbourhood:
         found.sort(key=lambda link: (link.end != end, not self.arcs.arcs_of(link.number)))
         return found[0] if found else None
 
+    def link_between(self, side: Side, end: str) -> Link | None:
+        """The oldest link to exactly *end* whose arcs are in the view *side*."""
+        links = self.links.values()
+        return next((link for link in links if (link.side, link.end) == (side, end)), None)
+
     async def wait_for_link(self, end: str, pid: str, seconds: float) -> None:
         """Wait until there is a link to *end*, but no longer than so many *seconds*."""
         with trio.move_on_after(seconds):

@@ -24,42 +24,20 @@ from trio_overlay.errors import (
     ConnectionFailed,
     MalformedFrame,
     NotSupported,
-    OutcomeError,
     PeerNotFound,
     UsageError,
 )
-from trio_overlay.nodes.neighbour_attempts import (
-    Answer,
-    Attempt,
-    Bridged,
-    Carried,
-    Carry,
-    OnLink,
-    Way,
-    answer_on,
-    ask_on,
-    hear_on,
-)
+from trio_overlay.nodes.neighbour_answers import Answers
+from trio_overlay.nodes.neighbour_attempts import Attempts
+from trio_overlay.nodes.neighbour_bridge import Bridging
+from trio_overlay.nodes.neighbour_channels import introduce
 from trio_overlay.nodes.neighbour_link import WINDOW, Link
+from trio_overlay.nodes.neighbour_ways import Bridged, Carried, Carry, OnLink, Way
 from trio_overlay.nodes.neighbourhood import Neighbourhood
 from trio_overlay.nodes.streams import Stream
-from trio_overlay.protocol.arcs import (
-    AddArc,
-    Begin,
-    Bridge,
-    Drop,
-    Fail,
-    HandOver,
-    Pass,
-    Refuse,
-    TakeArc,
-    TakeSignal,
-    Withdraw,
-)
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
     ARCS,
-    EXTENSIONS,
     MAX_NAME,
     Application,
     ArcEnd,
@@ -74,13 +52,9 @@ from trio_overlay.protocol.neighbours import (
     Payload,
     Side,
     decode_arc_message,
-    encode_arc_message,
     is_reserved,
     peer_of,
 )
-from trio_overlay.protocol.signals import decode_signal
-from trio_overlay.signaling.handshake import shake_hands
-from trio_overlay.signaling.roads import PushedRoad
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +65,6 @@ RETRY_DELAY = 1.0
 """Seconds that each retry of a `send` waits for a connection to come up."""
 MAX_ATTEMPTS = 32
 """Attempts at a time for each neighbour: those it has us begin, answer, and bridge, each."""
-BRIDGE_GRACE = 5.0
-"""Seconds that a bridge keeps an attempt in mind longer than its ends do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +196,13 @@ class Neighbours:
         sent a mebibyte more than was read.
         """
         self._hood = hood
-        self._bridge = Bridge(hood.peer, hood.max_attempts)
-        self._bridging: dict[str, trio.CancelScope] = {}
-        self._attempts: dict[str, Attempt] = {}
-        self._answers: dict[str, Answer] = {}
+        self._attempts = Attempts(
+            hood, pid, lambda end, reason: self.events.put(ArcFail(end, True, reason))
+        )
+        self._answers = Answers(
+            hood, pid, lambda end, reason: self.events.put(ArcFail(end, False, reason))
+        )
+        self._bridging = Bridging(hood, pid)
         self._has_left = False
 
     def __repr__(self) -> str:
@@ -287,7 +262,7 @@ class Neighbours:
         UsageError: this node has left.
         """
         end: str = await self._hood.start(
-            self._live_with_new_attempt, Carried(self._hood, carry), None, timeout
+            self._attempts.run, Carried(self._hood, carry), None, timeout
         )
         return end
 
@@ -304,7 +279,8 @@ class Neighbours:
         message = decode_arc_message(request)
         if isinstance(message, ArcResponse):
             raise MalformedFrame("an MResponse where an MRequest belongs")
-        self._take_request(message, Carried(self._hood, carry), None, timeout)
+        if message.pid == self.pid:
+            self._answers.take(message, Carried(self._hood, carry), None, timeout)
 
     def finalize(self, response: JSON) -> None:
         """Take in a message that the other end's `accept` carried here.
@@ -316,7 +292,7 @@ class Neighbours:
         message = decode_arc_message(response)
         if isinstance(message, ArcRequest):
             raise MalformedFrame("an MRequest where an MResponse belongs")
-        self._take_response(message, None)
+        self._attempts.take(message, None)
 
     async def attach(
         self, connecting: AbstractAsyncContextManager[Channel], *, is_outgoing: bool = True
@@ -364,7 +340,7 @@ class Neighbours:
         if source is None:
             assert target is not None
             way = OnLink(self._hood, self.pid, target)
-            end: str = await self._hood.start(self._live_with_new_attempt, way, target, None)
+            end: str = await self._hood.start(self._attempts.run, way, target, None)
             return end
         links[source].post(self.pid, Direct() if target is None else ConnectTo(source, target))
         return None
@@ -472,20 +448,15 @@ class Neighbours:
             case Application(data):
                 link.hold(self.pid, size)
                 self.messages.put(Received(link.end, data, link), size)
-            case ConnectTo(from_, to):
-                if peer_of(from_) != self.peer or peer_of(to) == self.peer:
-                    logger.info("%r asks for an arc from %.80s to %.80s", link, from_, to)
-                else:
-                    self._begin_for(link, Bridged(self._hood, self.pid, link.end, from_, to), to)
+            case ConnectTo():
+                self._begin_for(link, payload)
             case Direct():
-                self._begin_for(link, OnLink(self._hood, self.pid, link.end), link.end)
+                way = OnLink(self._hood, self.pid, link.end)
+                self._attempts.run_for(link.peer, way, link.end)
             case ArcRequest() | ArcResponse() | ArcEnd():
-                if peer_of(payload.peer) != link.peer:
-                    logger.info("%r speaks for %.80s: it is ignored", link, payload.peer)
-                else:
-                    self._take_message(payload, OnLink(self._hood, self.pid, link.end), link)
+                self._take_direct(link, payload)
             case Forward(has_arrived=False):
-                self._take_for_others(link, payload)
+                self._bridging.take(link, payload)
             case Forward():
                 self._take_forwarded(link, payload)
             case Disconnect(tid):
@@ -504,299 +475,31 @@ class Neighbours:
 
     def note_link(self, link: Link) -> None:
         """See `Member`."""
-        for attempt in list(self._attempts.values()):
-            if attempt.awaits_link and link.end == attempt.initiator.end:
-                self._settle(attempt, link)
+        self._attempts.note_link(link)
 
     def note_link_end(self, link: Link) -> None:
         """See `Member`."""
-        for attempt in list(self._attempts.values()):
-            if attempt.asked_on is link:
-                attempt.asking.cancel()  # it goes on to a connection of its own
-        for tid, ends in list(self._bridge.attempts.items()):
-            if link.peer in ends and self._hood.find_link(link.end, self.pid) is None:
-                self._forget_bridged(tid)
+        self._attempts.note_link_end(link)
+        self._bridging.note_link_end(link)
 
     def leave(self) -> None:
         """See `Member`."""
         self._has_left = True
-        for attempt in list(self._attempts.values()):
-            attempt.fail("the node left")
-            attempt.say_end("the node left")
-        for answer in list(self._answers.values()):
-            answer.fail("the node left")
-            answer.refuse("the node left")
-        for tid in list(self._bridge.attempts):
-            self._forget_bridged(tid)
+        self._attempts.leave("the node left")
+        self._answers.leave("the node left")
+        self._bridging.leave()
         self.events.close()
         self.messages.close()
 
-    # --- attempts of ours -----------------------------------------------------------------
+    # --- what is said of arcs -------------------------------------------------------------
 
-    def _begin_for(self, link: Link, way: Way, target: str) -> None:
-        """Try to open an arc because the neighbour on *link* asks for it."""
-        asked = sum(attempt.asked_by == link.peer for attempt in self._attempts.values())
-        if asked >= self._hood.max_attempts or self._has_left:
-            logger.info("%r asks for too many arcs: one is not tried", link)
+    def _begin_for(self, link: Link, wish: ConnectTo) -> None:
+        """A neighbour wants us to open an arc to another of its neighbours."""
+        if peer_of(wish.from_) != self.peer or peer_of(wish.to) == self.peer:
+            logger.info("%r asks for an arc from %.80s to %.80s", link, wish.from_, wish.to)
             return
-        attempt = self._make_attempt(way, target, None, link.peer)
-        self._hood.nursery.start_soon(self._try, attempt)
-
-    async def _try(self, attempt: Attempt) -> None:
-        try:
-            await self._live_with_attempt(attempt)
-        except OutcomeError as error:
-            logger.info(
-                "no arc to %s, which %s asked for: %s", attempt.target, attempt.asked_by, error
-            )
-
-    def _make_attempt(
-        self, way: Way, target: str | None, timeout: float | None, asked_by: str | None = None
-    ) -> Attempt:
-        attempt = Attempt(self._hood, self.pid, way, target, timeout, asked_by)
-        self._attempts[attempt.tid] = attempt
-        return attempt
-
-    async def _live_with_new_attempt(
-        self,
-        way: Way,
-        target: str | None,
-        timeout: float | None,
-        *,
-        task_status: trio.TaskStatus[str],
-    ) -> None:
-        await self._live_with_attempt(self._make_attempt(way, target, timeout), task_status)
-
-    async def _live_with_attempt(
-        self, attempt: Attempt, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Try to open an arc, and live with the connection if it is a new one."""
-        reason = "cancelled"
-        try:
-            await self._ask_for_arc(attempt)
-            if not attempt.is_decided:
-                async with self._hood.network.open_peer(initiator=True) as peer:
-                    channel: Channel | None = None
-                    with attempt.shaking:
-                        channel = await shake_hands(peer, attempt.road)
-                    if channel is not None and not attempt.is_decided:
-                        link = self._open_link(attempt, channel)
-                        task_status.started(link.end)
-                        await link.run()
-                        return
-            if attempt.arc_on is None:
-                raise attempt.failure or ConnectionFailed(f"no arc within {attempt.timeout:g} s")
-            end = attempt.arc_on.end
-            self._end_attempt(attempt, None)
-            task_status.started(end)
-        except OutcomeError as error:
-            reason = str(error)
-            if attempt.error is not None:
-                raise attempt.error from None
-            raise
-        finally:
-            if attempt.tid in self._attempts:
-                self._end_attempt(attempt, reason)
-
-    async def _ask_for_arc(self, attempt: Attempt) -> None:
-        """If we are connected to the target, and it is one of ours, ask for an arc more there."""
-        if attempt.target is None:
-            return
-        link = self._hood.find_link(attempt.target, self.pid, Side.OUT)
-        if link is not None and ARCS in link.extensions:
-            attempt.ask(link)
-            with attempt.asking:
-                await trio.sleep_forever()
-
-    def _open_link(self, attempt: Attempt, channel: Channel) -> Link:
-        """The connection that *attempt* has come to, with its first arc."""
-        initiator = attempt.initiator
-        assert initiator.end is not None
-        link = self._hood.add_link(channel, Side.OUT, initiator.end, initiator.extensions)
-        self._hood.add_arc(link, attempt.tid, self.pid)
-        self._end_attempt(attempt, None)
-        self._hood.announce(link)
-        return link
-
-    def _end_attempt(self, attempt: Attempt, reason: str | None) -> None:
-        """It is over; with a *reason*, it came to nothing."""
-        del self._attempts[attempt.tid]
-        attempt.say_end(reason)
-        if reason is not None:
-            if attempt.arc_on is not None and attempt.arc_on.is_open:
-                self._hood.remove_arc(attempt.arc_on, attempt.tid, reason, tell=True)
-            self.events.put(ArcFail(attempt.initiator.end or attempt.target, True, reason))
-
-    def _settle(self, attempt: Attempt, link: Link) -> None:
-        """The other end has counted the arc on *link*, and so do we."""
-        self._hood.add_arc(link, attempt.tid, self.pid)
-        attempt.settle(link)
-
-    def _take_response(self, message: ArcResponse | ArcEnd, link: Link | None) -> None:
-        """Somebody answers an attempt, by the connection *link* between the two if there is one."""
-        attempt = self._attempts.get(message.tid)
-        if attempt is None:
-            self._disown(message, link)
-            return
-        match attempt.initiator.take(message):
-            case TakeSignal():
-                _deliver(attempt.road, message)
-            case TakeArc() if ARCS in attempt.initiator.extensions:
-                # One of ours says so on the connection itself, if it says so elsewhere or not:
-                # there may be two, and both ends are to mean the same.
-                if link is not None and (link.side, link.end) == (Side.OUT, message.peer):
-                    self._settle(attempt, link)
-            case TakeArc():
-                known = self._link_from(Side.OUT, message.peer)
-                attempt.awaits_link = known is None
-                if known is not None:
-                    self._settle(attempt, known)
-            case Fail(reason):
-                attempt.fail(reason)
-            case Drop(reason):
-                logger.info("an answer of %.80s is ignored: %s", message.peer, reason)
-
-    def _disown(self, message: ArcResponse | ArcEnd, link: Link | None) -> None:
-        """Of an attempt that is over here the other end may have made an arc: tell it."""
-        if (
-            isinstance(message, ArcResponse)
-            and message.offer is None
-            and link is not None
-            and link.side is Side.OUT
-            and message.tid not in self._hood.arcs.arcs_of(link.number)
-            and ARCS in link.extensions
-        ):
-            link.post(self.pid, Disconnect(message.tid))
-
-    def _link_from(self, side: Side, end: str) -> Link | None:
-        """The oldest connection to exactly *end* whose arcs are in the view *side*."""
-        links = self._hood.links.values()
-        return next((link for link in links if (link.side, link.end) == (side, end)), None)
-
-    # --- attempts of others ---------------------------------------------------------------
-
-    def _take_message(self, message: ArcMessage, way: Way, link: Link | None) -> None:
-        """One end of an attempt said *message*, by *way*; on *link*, if that leads to it."""
-        if message.pid != self.pid:
-            logger.info("a message of the protocol %.80s is ignored in another", message.pid)
-        elif isinstance(message, ArcResponse) or message.tid in self._attempts:
-            assert not isinstance(message, ArcRequest) or message.tid in self._attempts
-            if not isinstance(message, ArcRequest):
-                self._take_response(message, link)
-        else:
-            self._take_request(message, way, link, None)
-
-    def _take_request(
-        self, message: ArcRequest | ArcEnd, way: Way, link: Link | None, timeout: float | None
-    ) -> None:
-        if isinstance(message, ArcRequest) and message.offer is None:
-            known = link if link and (link.side, link.end) == (Side.IN, message.peer) else None
-        else:
-            known = self._link_from(Side.IN, message.peer)
-        if isinstance(message, ArcEnd) and message.reason is not None:
-            self._take_back(message)
-        verdict = self._hood.acceptor.take(message, way.source, is_connected=known is not None)
-        match verdict:
-            case Begin():
-                assert isinstance(message, ArcRequest)
-                answer = Answer(self._hood, self.pid, message, way, timeout)
-                self._answers[message.tid] = answer
-                _deliver(answer.road, message)
-                self._hood.nursery.start_soon(self._live_with_answer, answer)
-            case HandOver():
-                assert isinstance(message, ArcRequest)
-                _deliver(self._answers[message.tid].road, message)
-            case AddArc():
-                assert known is not None
-                self._hood.add_arc(known, message.tid, self.pid)
-                response = ArcResponse(
-                    message.tid, self.inview_id, self.pid, None, extensions=EXTENSIONS
-                )
-                if ARCS in known.extensions:
-                    known.post(self.pid, response)
-                if ARCS not in known.extensions or way.source is None:
-                    way.say_nowait(response, is_understood=True)
-            case Withdraw(reason):
-                self._answers[message.tid].fail(reason)
-            case Refuse(reason):
-                logger.info("an arc of %.80s is refused: %s", message.peer, reason)
-                if isinstance(message, ArcRequest) and ARCS in message.extensions:
-                    end = ArcEnd(message.tid, self.inview_id, self.pid, reason)
-                    way.say_nowait(end, is_understood=True)
-            case Drop(reason):
-                logger.debug("a message of %.80s is ignored: %s", message.peer, reason)
-
-    def _take_back(self, end: ArcEnd) -> None:
-        """An attempt came to nothing at its own end: what we have counted of it is no arc."""
-        for link in list(self._hood.links.values()):
-            if (link.side, link.end) == (Side.IN, end.peer):
-                self._hood.remove_arc(link, end.tid, end.reason or "", tell=False)
-
-    async def _live_with_answer(self, answer: Answer) -> None:
-        """Answer an attempt, and live with the connection that it comes to."""
-        request = answer.request
-        reason = "cancelled"
-        try:
-            async with self._hood.network.open_peer(initiator=False) as peer:
-                channel: Channel | None = None
-                with answer.shaking:
-                    channel = await shake_hands(peer, answer.road)
-                if channel is None or answer.failure is not None:
-                    raise answer.failure or ConnectionFailed(f"no arc within {answer.timeout:g} s")
-                link = self._hood.add_link(channel, Side.IN, request.peer, request.extensions)
-                self._hood.add_arc(link, request.tid, self.pid)
-                self._end_answer(answer, None)
-                self._hood.announce(link)
-                await link.run()
-        except OutcomeError as error:
-            reason = str(error)
-            if answer.error is not None:
-                raise answer.error from None
-        finally:
-            if request.tid in self._answers:
-                self._end_answer(answer, reason)
-
-    def _end_answer(self, answer: Answer, reason: str | None) -> None:
-        """It is over; with a *reason*, it came to nothing."""
-        del self._answers[answer.request.tid]
-        self._hood.acceptor.end(answer.request.tid)
-        if reason is not None:
-            answer.refuse(reason)
-            self.events.put(ArcFail(answer.request.peer, False, reason))
-
-    # --- attempts that we bridge ----------------------------------------------------------
-
-    def _take_for_others(self, link: Link, forward: Forward) -> None:
-        """A neighbour wants a message passed on."""
-        try:
-            message = decode_arc_message(forward.message)
-        except MalformedFrame as error:
-            logger.info("%r wants something else passed on: %s", link, error)
-            return
-        if message.pid != self.pid:
-            return
-        verdict = self._bridge.take(
-            link.peer,
-            forward.from_,
-            forward.to,
-            message,
-            lambda peer: self._hood.find_link(peer, self.pid) is not None,
-        )
-        match verdict:
-            case Pass(to):
-                target = self._hood.find_link(forward.to, self.pid)
-                assert target is not None, f"the bridge passes on to {to}"
-                arrived = Forward(forward.from_, forward.to, forward.message, has_arrived=True)
-                target.post(self.pid, arrived)
-            case Refuse(reason):
-                logger.info("%r wants what cannot be: %s", link, reason)
-                if ARCS in link.extensions and not isinstance(message, ArcEnd):
-                    end = ArcEnd(message.tid, forward.to, self.pid, reason)
-                    said = encode_arc_message(end)
-                    link.post(self.pid, Forward(forward.to, forward.from_, said, has_arrived=True))
-            case Drop(reason):
-                logger.debug("what %r wants passed on is ignored: %s", link, reason)
-        self._note_bridging(message.tid)
+        way = Bridged(self._hood, self.pid, link.end, wish.from_, wish.to)
+        self._attempts.run_for(link.peer, way, wish.to)
 
     def _take_forwarded(self, link: Link, forward: Forward) -> None:
         """A bridge has passed a message on to us."""
@@ -811,27 +514,25 @@ class Neighbours:
         way = Bridged(self._hood, self.pid, link.end, forward.to, forward.from_)
         self._take_message(message, way, None)
 
-    def _note_bridging(self, tid: str) -> None:
-        """Own, for as long as it is kept in mind, the attempt *tid* that we bridge."""
-        if tid not in self._bridge.attempts:
-            self._forget_bridged(tid)
-        elif tid not in self._bridging:
-            scope = self._bridging[tid] = trio.CancelScope()
-            self._hood.nursery.start_soon(self._live_with_bridged, tid, scope)
+    def _take_direct(self, link: Link, message: ArcMessage) -> None:
+        """The neighbour itself speaks of an arc."""
+        if peer_of(message.peer) != link.peer:
+            logger.info("%r speaks for %.80s: it is ignored", link, message.peer)
+            return
+        self._take_message(message, OnLink(self._hood, self.pid, link.end), link)
 
-    def _forget_bridged(self, tid: str) -> None:
-        self._bridge.forget(tid)
-        scope = self._bridging.pop(tid, None)
-        if scope is not None:
-            scope.cancel()
-
-    async def _live_with_bridged(self, tid: str, scope: trio.CancelScope) -> None:
-        with scope:
-            await trio.sleep(self._hood.attempt_timeout + BRIDGE_GRACE)
-        if self._bridging.get(tid) is scope:
-            self._forget_bridged(tid)
-
-    # --- channels that come up by other means ---------------------------------------------
+    def _take_message(self, message: ArcMessage, way: Way, link: Link | None) -> None:
+        """One end of an attempt said *message*, by *way*; on *link*, if that leads to it."""
+        if message.pid != self.pid:
+            logger.info("a message of the protocol %.80s is ignored in another", message.pid)
+            return
+        match message:
+            case ArcRequest():
+                self._answers.take(message, way, link)
+            case ArcEnd() if message.tid not in self._attempts:
+                self._answers.take(message, way, link)
+            case ArcResponse() | ArcEnd():
+                self._attempts.take(message, link)
 
     async def _live_attached(
         self,
@@ -843,48 +544,12 @@ class Neighbours:
         async with connecting as channel:
             link: Link | None = None
             with trio.move_on_after(self._hood.attempt_timeout):
-                introduce = self._introduce_out if is_outgoing else self._introduce_in
-                link = await introduce(channel)
+                link = await introduce(self._hood, self.pid, channel, is_outgoing=is_outgoing)
             if link is None:
-                raise ConnectionFailed("the other end of the channel does not speak of an arc")
+                raise ConnectionFailed("nobody spoke of an arc at the other end of the channel")
             task_status.started(link.end)
             self._hood.announce(link)
             await link.run()
-
-    async def _introduce_out(self, channel: Channel) -> Link:
-        tid = self._hood.make_tid()
-        answer = await ask_on(channel, self.outview_id, self.pid, tid)
-        if peer_of(answer.peer) == self.peer:
-            raise ConnectionFailed("a peer has no arc to itself")
-        link = self._hood.add_link(channel, Side.OUT, answer.peer, answer.extensions)
-        self._hood.add_arc(link, tid, self.pid)
-        return link
-
-    async def _introduce_in(self, channel: Channel) -> Link:
-        request = await hear_on(channel)
-        refusal = None
-        if request.pid != self.pid:
-            refusal = f"it speaks of the protocol {request.pid:.80}, and this is {self.pid}"
-        elif peer_of(request.peer) == self.peer:
-            refusal = "a peer has no arc to itself"
-        if refusal is not None:
-            end = ArcEnd(request.tid, self.inview_id, request.pid, refusal)
-            await answer_on(channel, self.inview_id, end)
-            raise ConnectionFailed(refusal)
-        response = ArcResponse(request.tid, self.inview_id, self.pid, None, extensions=EXTENSIONS)
-        await answer_on(channel, self.inview_id, response)
-        link = self._hood.add_link(channel, Side.IN, request.peer, request.extensions)
-        self._hood.add_arc(link, request.tid, self.pid)
-        return link
-
-
-def _deliver(road: PushedRoad, message: ArcRequest | ArcResponse | ArcEnd) -> None:
-    """Hand the signal in *message* to *road*; one that cannot be understood is passed over."""
-    assert not isinstance(message, ArcEnd)
-    try:
-        road.deliver(decode_signal(message.offer))
-    except MalformedFrame as error:
-        logger.info("a signal of %.80s is passed over: %s", message.peer, error)
 
 
 def _checked_name(what: str, name: str) -> str:

@@ -5,6 +5,9 @@ step and returns what is to be sent and closed, in order. `signaling/bootstrap_s
 
 Old peers see webrtc-bootstrap 4.4.1 exactly (WIRE.md, section 2), less its defects; clients that
 announced themselves get control frames as well (protocol/bootstrap.py).
+
+In a cluster, roots and prospects may be connected to other servers. Those roots are known here, as
+their servers name them; where a prospect is, its id tells.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Final, TypeAlias
 
 from trio_overlay.errors import MalformedFrame
@@ -27,6 +31,19 @@ from trio_overlay.protocol.bootstrap import (
     SignalFrame,
     Withdrawn,
     encode_bootstrap,
+)
+from trio_overlay.protocol.cluster import (
+    Farewell,
+    Gone,
+    Greeting,
+    NoRoot,
+    PassedOn,
+    Presence,
+    RootEntry,
+    ServerMessage,
+    ToProspect,
+    ToRoot,
+    tag_of,
 )
 from trio_overlay.protocol.signals import is_offer
 
@@ -52,6 +69,12 @@ class Root:
     """One registration as root, from its coming to its going."""
 
     is_announced: bool
+    server: str = ""
+    """The tag of the server it is connected to; empty for a server that is in no cluster."""
+    number: int = 0
+    """Which of that server's."""
+    registered_at: float = 0.0
+    """By the clock of the cluster. The roots of all servers have one order: see `_order`."""
 
 
 @dataclass(eq=False, slots=True)
@@ -94,7 +117,22 @@ class Close:
     reason: str
 
 
-Action: TypeAlias = Send | Close
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Say *message* to the server *server*; if it cannot be, say so to `undelivered`."""
+
+    server: str
+    message: ServerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Say *message* to all servers."""
+
+    message: ServerMessage
+
+
+Action: TypeAlias = Send | Close | Forward | Announce
 
 
 @dataclass(eq=False, slots=True)
@@ -114,9 +152,10 @@ class _Held:
 class Switchboard:
     """The state of one bootstrap server.
 
-    *identifiers* gives the ids of prospects: `random_identifiers` or `seeded_identifiers`. At
-    most *max_held_bytes* of text wait for a root, at most *max_held_bytes_each* of one prospect.
-    Times are seconds on any clock that does not go back; every `now` is on the same.
+    *identifiers* gives the ids of prospects: `random_identifiers` or `seeded_identifiers`, or, for
+    the server *tag* of a cluster, `tagged_identifiers`; then a server silent for *silence_timeout*
+    is gone. At most *max_held_bytes* of text wait for a root, at most *max_held_bytes_each* of one
+    prospect. Times are seconds on any clock that does not go back; every `now` is on the same.
     """
 
     def __init__(
@@ -128,15 +167,26 @@ class Switchboard:
         grace_timeout: float = DEFAULT_GRACE_TIMEOUT,
         max_held_bytes: int = 2**24,
         max_held_bytes_each: int = 2**20,
+        tag: str = "",
+        silence_timeout: float = math.inf,
     ) -> None:
+        self.tag = tag
+        self.is_connected = False
+        """Whether other servers can be reached."""
         self.timeout = timeout
         self.hold_timeout = hold_timeout
         self.grace_timeout = grace_timeout
         self._identifiers = identifiers
         self._max_held_bytes = max_held_bytes
         self._max_held_bytes_each = max_held_bytes_each
+        self._silence_timeout = silence_timeout
         self._roots: list[Root] = []
-        """Those connected, oldest first."""
+        """Those connected, here or elsewhere, oldest first."""
+        self._root_numbers = count()
+        self._clock_offset: float | None = None
+        """What the clock of the cluster says when `now` is 0; None before it was known."""
+        self._servers: dict[str, float] = {}
+        """The other servers and when each was last heard, the one silent for longest first."""
         self._prospects: dict[str, Prospect] = {}
         """Those connected."""
         self._expiring: dict[str, Prospect] = {}
@@ -144,7 +194,7 @@ class Switchboard:
         self._departed: dict[str, Prospect] = {}
         """Those gone within the last `grace_timeout`, the first to go first."""
         self._held: dict[str, _Held] = {}
-        """By prospect, the first to expire first; empty whenever there is a root."""
+        """By prospect, the first to expire first; empty whenever the root can be reached."""
         self._held_size = 0
         """The sum of the sizes in `_held`."""
 
@@ -155,7 +205,13 @@ class Switchboard:
 
     @property
     def count_roots(self) -> int:
+        """Of all servers."""
         return len(self._roots)
+
+    @property
+    def count_servers(self) -> int:
+        """The other servers that are known."""
+        return len(self._servers)
 
     @property
     def count_prospects(self) -> int:
@@ -179,7 +235,22 @@ class Switchboard:
         for held in self._held.values():
             moments.append(held.expires_at)
             break
+        if self.is_connected:
+            for heard_at in self._servers.values():
+                moments.append(heard_at + self._silence_timeout)
+                break
         return min(moments)
+
+    @property
+    def presence(self) -> Presence:
+        """What the other servers must know, and be told again before they take us for gone."""
+        return Presence(
+            tuple(
+                RootEntry(root.number, root.registered_at, root.is_announced)
+                for root in self._roots
+                if root.server == self.tag
+            )
+        )
 
     # --- events ---------------------------------------------------------------------------
 
@@ -188,16 +259,14 @@ class Switchboard:
 
         The secret has been checked.
         """
-        root = Root(is_announced)
+        number = next(self._root_numbers)
+        root = Root(is_announced, self.tag, number, now + (self._clock_offset or 0.0))
         actions: list[Action] = []
         if is_announced:
             actions.append(_send(root, Hello(None, _EXTENSIONS)))
         self._roots.append(root)
-        for held in list(self._held.values()):
-            self._let_go(held.sender)
-            for begins, text in held.frames:
-                actions += self._to_root(now, held.sender, begins, text)
-        return root, actions
+        self._roots.sort(key=_order)
+        return root, [*actions, *self._announce(), *self._flush(now)]
 
     def enter_prospect(self, now: float, *, is_announced: bool) -> tuple[Prospect, list[Action]]:
         """A client comes to ``/join``."""
@@ -231,7 +300,7 @@ class Switchboard:
         """The connection of *client* is closed, by whichever end."""
         if isinstance(client, Root):
             self._roots.remove(client)
-            return []
+            return [*self._announce(), *self._flush(now)]
         del self._prospects[client.identifier]
         self._expiring.pop(client.identifier, None)
         self._let_go(client)
@@ -246,7 +315,7 @@ class Switchboard:
         for held in list(self._held.values()):
             if held.expires_at > now:
                 break
-            actions += self._turn_away(held.sender, "no root is connected to this server")
+            actions += self._turn_away(held.sender, self._why_no_root())
         for departed in list(self._departed.values()):
             if departed.leaves_at > now:
                 break
@@ -260,7 +329,152 @@ class Switchboard:
             if expiring.is_announced:
                 actions.append(_send(expiring, Refused(reason)))
             actions.append(Close(expiring, reason))
+        if self.is_connected:
+            for server, heard_at in list(self._servers.items()):
+                if heard_at + self._silence_timeout > now:
+                    break
+                actions += self._forget(now, server)
         return actions
+
+    # --- the cluster ----------------------------------------------------------------------
+
+    def connect(self, now: float, time: float) -> list[Action]:
+        """The other servers can be reached; the clock of the cluster says *time*."""
+        if self._clock_offset is None:
+            for root in self._roots:  # who came before this server knew of a cluster
+                root.registered_at += time - now
+        self._clock_offset = time - now
+        self.is_connected = True
+        self._servers = dict.fromkeys(self._servers, now)
+        return [Announce(Greeting()), *self._announce(), *self._flush(now)]
+
+    def disconnect(self) -> None:
+        """The other servers cannot be reached.
+
+        What is known of their roots stands: otherwise a server cut off would hand its joiners to
+        a root that stands by, and there would be two overlays.
+        """
+        self.is_connected = False
+
+    def hear(self, now: float, server: str, message: ServerMessage) -> list[Action]:
+        """*server*, another one, has said *message*."""
+        self._servers.pop(server, None)
+        self._servers[server] = now
+        match message:
+            case Greeting():
+                return self._announce()
+            case Presence(entries):
+                return self._know_roots(now, server, entries)
+            case Farewell():
+                return self._forget(now, server)
+            case ToRoot(number, origin, begins, text):
+                return self._take_for_root(server, number, origin, begins, text)
+            case NoRoot(origin):
+                prospect = self._prospects.get(origin)
+                if prospect is None:
+                    return []
+                return self._turn_away(prospect, "the root left at that moment; try again")
+            case ToProspect(destination, origin, text):
+                return self._take_for_prospect(server, destination, origin, text)
+            case Gone(origin, to, reason):
+                return self._take_withdrawal(origin, to, reason)
+            case PassedOn():
+                return []  # the broker's
+
+    def undelivered(
+        self, now: float, forward: Forward, reason: str, *, is_certain: bool
+    ) -> list[Action]:
+        """What was to be forwarded did not arrive, or, not *is_certain*, perhaps did not."""
+        message = forward.message
+        actions: list[Action] = []
+        if is_certain and self.is_connected:
+            actions += self._forget(now, forward.server)
+        match message:
+            case ToRoot(_, origin, begins, text):
+                sender = self._prospects.get(origin)
+                if sender is None:
+                    return actions
+                if is_certain:
+                    return [*actions, *self._to_root(now, sender, begins, text)]
+                return [*actions, *self._turn_away(sender, reason)]
+            case ToProspect(destination, origin):
+                sender = self._prospects.get(origin)
+                if sender is None or not sender.is_announced:
+                    return actions
+                if is_certain:
+                    return [*actions, _no_such(sender, destination)]
+                return [*actions, _send(sender, Refused(reason))]
+        return actions
+
+    def _announce(self) -> list[Action]:
+        return [Announce(self.presence)] if self.is_connected else []
+
+    def _know_roots(self, now: float, server: str, entries: tuple[RootEntry, ...]) -> list[Action]:
+        known = {root.number: root for root in self._roots if root.server == server}
+        for entry in entries:
+            root = known.pop(entry.number, None)
+            if root is None:
+                root = Root(entry.is_announced, server, entry.number, entry.registered_at)
+                self._roots.append(root)
+        for gone in known.values():
+            self._roots.remove(gone)
+        self._roots.sort(key=_order)
+        return self._flush(now)
+
+    def _forget(self, now: float, server: str) -> list[Action]:
+        self._servers.pop(server, None)
+        self._roots = [root for root in self._roots if root.server != server]
+        return self._flush(now)
+
+    def _take_for_root(
+        self, server: str, number: int, origin: str, begins: bool, text: str
+    ) -> list[Action]:
+        root = self._own_root(number)
+        if root is None and self.root is not None and self.root.server == self.tag:
+            root = self.root
+            if not (begins or root.is_announced):
+                return []  # as in `_to_root`
+        if root is None:
+            return [Forward(server, NoRoot(origin))]
+        return [Send(root, text)]
+
+    def _take_for_prospect(
+        self, server: str, destination: str, origin: str, text: str
+    ) -> list[Action]:
+        receiver = self._prospects.get(destination)
+        if receiver is not None:
+            receiver.partners[origin] = None
+            return [Send(receiver, text)]
+        if self._may_be_missed(destination, origin):
+            return []
+        return [Forward(server, Gone(destination, origin, _NO_SUCH))]
+
+    def _take_withdrawal(self, origin: str, to: str | int, reason: str) -> list[Action]:
+        text = encode_bootstrap(Withdrawn(origin, reason))
+        receiver: Client | None
+        if isinstance(to, str):
+            receiver = self._prospects.get(to)
+        else:
+            receiver = self._own_root(to)
+            if receiver is None and self.root is not None and self.root.server == self.tag:
+                receiver = self.root
+        if receiver is None or not receiver.is_announced:
+            return []
+        return [Send(receiver, text)]
+
+    def _own_root(self, number: int) -> Root | None:
+        for root in self._roots:
+            if root.server == self.tag and root.number == number:
+                return root
+        return None
+
+    def _is_reachable(self, root: Root) -> bool:
+        return root.server == self.tag or self.is_connected
+
+    def _why_no_root(self) -> str:
+        if self.root is None:
+            return "no root is connected to this server"
+        return "the root is connected to another server, which cannot be reached from this one"
 
     # --- decisions ------------------------------------------------------------------------
 
@@ -282,36 +496,64 @@ class Switchboard:
             sender.partners[receiver.identifier] = None
             receiver.partners[sender.identifier] = None
             return [Send(receiver, text)]
-        departed = self._departed.get(frame.destination)
-        if departed is not None and not (
-            departed.is_done and sender.identifier not in departed.partners
-        ):
-            # It may have gone because its channel is open, and ours will be in a moment. If it has
-            # not said so by then, we are told with the others. But one that is done, and with
-            # somebody else, will never answer.
-            departed.partners[sender.identifier] = None
+        if self._may_be_missed(frame.destination, sender.identifier):
             return []
-        if sender.is_announced:
-            gone = Withdrawn(frame.destination, "no such prospect is connected to this server")
-            return [_send(sender, gone)]
+        server = tag_of(frame.destination) if self.tag else None
+        if server is not None and server != self.tag:
+            if self.is_connected:
+                sender.partners[frame.destination] = None
+                return [Forward(server, ToProspect(frame.destination, sender.identifier, text))]
+            if sender.is_announced:
+                return [_send(sender, Refused("the other servers cannot be reached"))]
+        elif sender.is_announced:
+            return [_no_such(sender, frame.destination)]
         return []
+
+    def _may_be_missed(self, departed_identifier: str, origin: str) -> bool:
+        """Whether it is too early to tell *origin* that who it speaks to is gone.
+
+        It may have gone because its channel is open, and the other's will be in a moment. If it
+        has not said so by then, *origin* is told with the others. But one that is done, and with
+        somebody else, will never answer.
+        """
+        departed = self._departed.get(departed_identifier)
+        if departed is None or (departed.is_done and origin not in departed.partners):
+            return False
+        departed.partners[origin] = None
+        return True
 
     def _to_root(self, now: float, sender: Prospect, begins: bool, text: str) -> list[Action]:
         if begins:
             sender.is_turned_away = False
         if sender.is_turned_away:
             return []
-        if sender.root in self._roots:
-            return [Send(sender.root, text)] if sender.root is not None else []
-        root = self.root
-        if root is None:
+        root = self._root_for(sender)
+        if root is None or not self._is_reachable(root):
             return self._hold(now, sender, begins, text)
-        if sender.root is not None and not (begins or root.is_announced):
+        if sender.root not in (None, root) and not (begins or root.is_announced):
             # The rest of a request whose beginning went to a root that is gone. A root of ours may
             # be the same one come back, and takes no harm; an old one would give it a place.
             return []
         sender.root = root
+        if root.server != self.tag:
+            return [Forward(root.server, ToRoot(root.number, sender.identifier, begins, text))]
         return [Send(root, text)]
+
+    def _root_for(self, sender: Prospect) -> Root | None:
+        """Who got its first frame, as long as that root is here; else the active one."""
+        return sender.root if sender.root in self._roots else self.root
+
+    def _flush(self, now: float) -> list[Action]:
+        """Something has changed about the roots: see who need not wait any more."""
+        actions: list[Action] = []
+        for held in list(self._held.values()):
+            root = self._root_for(held.sender)
+            if root is None or not self._is_reachable(root):
+                continue
+            self._let_go(held.sender)
+            for begins, text in held.frames:
+                actions += self._to_root(now, held.sender, begins, text)
+        return actions
 
     def _hold(self, now: float, sender: Prospect, begins: bool, text: str) -> list[Action]:
         held = self._held.get(sender.identifier) or _Held(sender, now + self.hold_timeout)
@@ -319,9 +561,7 @@ class Switchboard:
             self._held_size + len(text) > self._max_held_bytes
             or held.size + len(text) > self._max_held_bytes_each
         ):
-            return self._turn_away(
-                sender, "no root is connected to this server, and too much waits for one"
-            )
+            return self._turn_away(sender, f"{self._why_no_root()}, and too much waits for one")
         self._held[sender.identifier] = held
         held.frames.append((begins, text))
         held.size += len(text)
@@ -347,14 +587,34 @@ class Switchboard:
         text = encode_bootstrap(Withdrawn(prospect.identifier, reason))
         actions: list[Action] = []
         # A root of ours that lost its connection and came back is another `Root`, and knows it.
-        root = prospect.root if prospect.root in self._roots else self.root
+        root = self._root_for(prospect)
         if prospect.root is not None and root is not None and root.is_announced:
-            actions.append(Send(root, text))
+            if root.server == self.tag:
+                actions.append(Send(root, text))
+            elif self.is_connected:
+                gone = Gone(prospect.identifier, root.number, reason)
+                actions.append(Forward(root.server, gone))
         for identifier in prospect.partners:
             partner = self._prospects.get(identifier)
-            if partner is not None and partner.is_announced and partner is not prospect:
-                actions.append(Send(partner, text))
+            server = tag_of(identifier) if self.tag else None
+            if partner is not None:
+                if partner.is_announced and partner is not prospect:
+                    actions.append(Send(partner, text))
+            elif server not in (None, self.tag) and self.is_connected:
+                assert server is not None
+                actions.append(Forward(server, Gone(prospect.identifier, identifier, reason)))
         return actions
+
+
+_NO_SUCH: Final = "no such prospect is connected to this server"
+
+
+def _order(root: Root) -> tuple[float, str, int]:
+    return root.registered_at, root.server, root.number
+
+
+def _no_such(to: Prospect, destination: str) -> Send:
+    return _send(to, Withdrawn(destination, _NO_SUCH))
 
 
 def _send(to: Client, frame: BootstrapFrame) -> Send:

@@ -14,26 +14,31 @@ import trio
 
 from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import ProtocolError
+from trio_overlay.errors import ClusterUnavailable, ProtocolError
 from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
     Heartbeat,
     decode_bootstrap,
     encode_bootstrap,
 )
+from trio_overlay.protocol.cluster import LinkupMessage, ServerMessage
 from trio_overlay.protocol.switchboard import (
     DEFAULT_GRACE_TIMEOUT,
     DEFAULT_HOLD_TIMEOUT,
     DEFAULT_TIMEOUT,
     Action,
+    Announce,
     Client,
     Close,
+    Forward,
     Root,
     Send,
     Switchboard,
 )
 from trio_overlay.signaling import limits
+from trio_overlay.signaling.cluster import Cluster, ClusterMember
 from trio_overlay.signaling.connection import ClientConnection
+from trio_overlay.signaling.shared_store import Entry, Session
 
 HEARTBEAT_INTERVAL = 15.0
 """Seconds between two signs of life for a root, as in the original."""
@@ -41,8 +46,12 @@ HEARTBEAT_INTERVAL = 15.0
 logger = logging.getLogger(__name__)
 
 
-class BootstrapService:
-    """Serves prospects and roots; `run` must be running meanwhile."""
+class BootstrapService(ClusterMember):
+    """Serves prospects and roots; `run` must be running meanwhile.
+
+    With a *cluster* it is one of several servers that act as one; then *identifiers* end in that
+    server's tag.
+    """
 
     def __init__(
         self,
@@ -52,13 +61,17 @@ class BootstrapService:
         hold_timeout: float = DEFAULT_HOLD_TIMEOUT,
         grace_timeout: float = DEFAULT_GRACE_TIMEOUT,
         heartbeat_interval: float = HEARTBEAT_INTERVAL,
+        cluster: Cluster | None = None,
     ) -> None:
         self.switchboard = Switchboard(
             identifiers,
             timeout=timeout,
             hold_timeout=hold_timeout,
             grace_timeout=grace_timeout,
+            tag=cluster.tag if cluster is not None else "",
+            silence_timeout=cluster.lease if cluster is not None else math.inf,
         )
+        self._cluster = cluster
         self._heartbeat_interval = heartbeat_interval
         self._connections: dict[Client, ClientConnection] = {}
         self._tick_at = math.inf
@@ -66,13 +79,19 @@ class BootstrapService:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Let time pass for the switchboard; runs until cancelled."""
-        task_status.started()
-        while True:
-            self._act(self.switchboard.tick(trio.current_time()))
-            self._rescheduled = trio.Event()
-            self._tick_at = self.switchboard.next_tick_at
-            with trio.CancelScope(deadline=self._tick_at):
-                await self._rescheduled.wait()
+        if self._cluster is not None:
+            self._cluster.attach(self)
+        try:
+            task_status.started()
+            while True:
+                self._act(self.switchboard.tick(trio.current_time()))
+                self._rescheduled = trio.Event()
+                self._tick_at = self.switchboard.next_tick_at
+                with trio.CancelScope(deadline=self._tick_at):
+                    await self._rescheduled.wait()
+        finally:
+            if self._cluster is not None:
+                self._cluster.detach(self)
 
     async def serve_prospect(self, request: UpgradeRequest) -> None:
         """One client of ``/join``, from its request to its end."""
@@ -169,8 +188,55 @@ class BootstrapService:
                     connection = self._connections.get(client)
                     if connection is not None:
                         connection.close_nowait(reason)
+                case Forward():
+                    self._forward(action)
+                case Announce(message):
+                    self._announce(message)
         if self.switchboard.next_tick_at < self._tick_at:
             self._rescheduled.set()
+
+    # --- the cluster ----------------------------------------------------------------------
+
+    def connected_nowait(self, session: Session, entry: Entry) -> None:  # noqa: ARG002
+        self._act(self.switchboard.connect(trio.current_time(), entry.time))
+
+    def refresh_nowait(self, session: Session) -> None:  # noqa: ARG002
+        self._announce(self.switchboard.presence)
+
+    def disconnected_nowait(self) -> None:
+        self.switchboard.disconnect()
+
+    def hear_nowait(self, tag: str, message: ServerMessage) -> None:
+        self._act(self.switchboard.hear(trio.current_time(), tag, message))
+
+    def hear_linkup_nowait(self, message: LinkupMessage) -> None:
+        pass  # the broker's
+
+    def _forward(self, forward: Forward) -> None:
+        assert self._cluster is not None, "alone, there is nobody to forward to"
+
+        def conclude(count: int | None) -> None:
+            if count is None:
+                self._not_delivered(forward, "the other servers are lost", is_certain=False)
+            elif count == 0:
+                self._not_delivered(forward, "its server is gone", is_certain=True)
+
+        try:
+            self._cluster.say_nowait(forward.message, forward.server, conclude)
+        except ClusterUnavailable as error:
+            self._not_delivered(forward, str(error), is_certain=False)
+
+    def _not_delivered(self, forward: Forward, reason: str, *, is_certain: bool) -> None:
+        now = trio.current_time()
+        self._act(self.switchboard.undelivered(now, forward, reason, is_certain=is_certain))
+
+    def _announce(self, message: ServerMessage) -> None:
+        assert self._cluster is not None, "alone, there is nobody to tell"
+        try:
+            self._cluster.say_nowait(message)
+        except ClusterUnavailable as error:
+            # It is said again with the next refreshment, or in the next session.
+            logger.debug("the other servers are not told: %s", error)
 
 
 async def _send_heartbeats(connection: ClientConnection, interval: float) -> None:

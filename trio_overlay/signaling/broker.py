@@ -98,7 +98,7 @@ class BrokerService(LocalPeers):
         self._act(self.registrations.deliver(signal))
 
     def lose_nowait(self, identifier: str, reason: str) -> None:
-        logger.warning("the id %s is lost: %s", identifier, reason)
+        logger.info("the id %s is lost: %s", identifier, reason)
         self._act(self.registrations.lose(identifier, reason))
 
     async def _read(self, member: Member, connection: ClientConnection) -> None:
@@ -112,6 +112,7 @@ class BrokerService(LocalPeers):
                 text = await connection.channel.receive()
             except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
                 return
+            self._registry.catch_up_nowait()
             actions, question = self.registrations.receive(trio.current_time(), member, text)
             self._act(actions)
             while question is not None:

@@ -63,6 +63,14 @@ class Registry(abc.ABC):
         """
 
     @abc.abstractmethod
+    def catch_up_nowait(self) -> None:
+        """Lose what should have been lost by now, if this process was asleep meanwhile.
+
+        The broker calls this before each decision; a registry whose claims have no end has nothing
+        to do.
+        """
+
+    @abc.abstractmethod
     async def claim(self, identifier: str) -> bool:
         """Ask for *identifier*: True, it is this server's now; False, another server has it.
 
@@ -104,6 +112,9 @@ class LocalRegistry(Registry):
     ) -> None:
         task_status.started()
         await trio.sleep_forever()
+
+    def catch_up_nowait(self) -> None:
+        pass
 
     async def claim(self, identifier: str) -> bool:  # noqa: ARG002
         return True

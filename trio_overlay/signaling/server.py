@@ -12,10 +12,10 @@ import hmac
 import logging
 import os
 import random
-import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -27,6 +27,7 @@ from trio_overlay.channels.websocket import limit_socket_buffers
 from trio_overlay.errors import ConfigurationError, UsageError
 from trio_overlay.protocol.bootstrap import JOIN_PATH, ROOT_PATH_SUFFIX
 from trio_overlay.protocol.broker_registrations import BrokerLimits
+from trio_overlay.protocol.cluster import tagged_identifiers
 from trio_overlay.protocol.switchboard import (
     DEFAULT_GRACE_TIMEOUT,
     DEFAULT_HOLD_TIMEOUT,
@@ -36,6 +37,8 @@ from trio_overlay.protocol.switchboard import (
 )
 from trio_overlay.signaling.bootstrap_service import BootstrapService
 from trio_overlay.signaling.broker import BROKER_PATHS, BrokerService
+from trio_overlay.signaling.cluster import Cluster, open_cluster
+from trio_overlay.signaling.cluster_registry import ClusterRegistry
 from trio_overlay.signaling.config import DEFAULT_PORT
 from trio_overlay.signaling.http import refuse_connection, serve_http
 from trio_overlay.signaling.limits import (
@@ -43,12 +46,11 @@ from trio_overlay.signaling.limits import (
     max_connections_by_descriptors,
     raise_descriptor_limit,
 )
+from trio_overlay.signaling.listening import address_of, format_address, open_listeners
 from trio_overlay.signaling.pages import Pages
 from trio_overlay.signaling.registry import Registry
 
-_BACKLOG: Final = 1024
 _FULL: Final = "the server is full; try again later"
-_MAX_PORT_TRIES: Final = 20
 _MAX_REFUSALS: Final = 32
 """Those over this, at one time, are refused without a word."""
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -93,6 +95,8 @@ async def serve_signaling(
     broker_paths: Iterable[str] = BROKER_PATHS,
     broker_limits: BrokerLimits | None = None,
     registry: Registry | None = None,
+    redis: str | None = None,
+    reuse_port: bool = False,
     max_connections: int | None = None,
     task_status: trio.TaskStatus[ListeningServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -103,44 +107,92 @@ async def serve_signaling(
     prospect may stay. *public* is a directory of static files. *seed* makes ids repeatable, for
     tests only: whoever knows them can speak to other people's prospects. *handlers* are
     WebSocket handlers by path. The broker is at *broker_paths* (none: no broker) and asks of each
-    peer to keep *broker_limits*; with a *registry* it is one of several that act as one. More
-    than *max_connections* (by default what file descriptors
-    allow) are refused with status 503. Raises this process's soft limit of
-    descriptors to the hard one.
+    peer to keep *broker_limits*; with a *registry* it is one of several that act as one. *redis* is
+    the URL of a Redis that this server shares with others, to act as one with them: see
+    docs/cluster.md. With *reuse_port*, several processes of one user may listen on one port, and
+    the system deals the connections out. More than *max_connections* (by default what file
+    descriptors allow) are refused with status 503. Raises this process's soft limit of descriptors
+    to the hard one.
 
     Cancelled, it stops accepting, closes all WebSockets with code 1001 and is gone in a second or
     so.
 
     ConfigurationError: a parameter is no good, or the port is in use.
     """
+    async with _cluster_at(redis) as cluster:
+        server = SignalingServer(
+            secret,
+            timeout=timeout,
+            seed=seed,
+            handlers=handlers,
+            broker_paths=broker_paths,
+            broker_limits=broker_limits,
+            registry=registry,
+            cluster=cluster,
+        )
+        pages = Pages(server.status, public)
+        serve = partial(
+            serve_upgrades,
+            server.handle_upgrade,
+            pages,
+            host=host,
+            port=port,
+            reuse_port=reuse_port,
+            max_connections=max_connections,
+        )
+        async with open_background_nursery() as nursery:
+            await nursery.start(server.run)
+            listening = ListeningServer(server, await nursery.start(serve))
+            task_status.started(listening)
+            await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _cluster_at(url: str | None) -> AsyncIterator[Cluster | None]:
+    if url is None:
+        yield None
+        return
+    try:
+        from trio_overlay.signaling.redis_store import RedisStore
+    except ImportError as error:
+        raise ConfigurationError(
+            f"redis: this takes the extra 'cluster' of trio-overlay: {error}"
+        ) from error
+    async with open_cluster(RedisStore(url)) as cluster:
+        yield cluster
+
+
+async def serve_upgrades(
+    handle_upgrade: UpgradeHandler,
+    pages: Pages,
+    *,
+    host: str | None,
+    port: int,
+    reuse_port: bool = False,
+    max_connections: int | None = None,
+    task_status: trio.TaskStatus[tuple[tuple[str, int], ...]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """*pages*, and *handle_upgrade* for each WebSocket that is asked for, until cancelled.
+
+    Started, it gives host and port of each listening socket; otherwise as `serve_signaling`.
+    """
     raise_descriptor_limit()
-    server = SignalingServer(
-        secret,
-        timeout=timeout,
-        seed=seed,
-        handlers=handlers,
-        broker_paths=broker_paths,
-        broker_limits=broker_limits,
-        registry=registry,
-    )
-    pages = Pages(server.status, public)
-    listeners = await _open_listeners(host, port)
+    listeners = await open_listeners(host, port, reuse_port=reuse_port)
     reserve = ReserveDescriptor()
     try:
         async with open_background_nursery() as nursery:
-            await nursery.start(server.run)
             acceptor = _Acceptor(
                 pages,
-                server,
+                handle_upgrade,
                 nursery,
                 max_connections or max_connections_by_descriptors(),
                 reserve,
             )
             for listener in listeners:
                 nursery.start_soon(acceptor.accept_from, listener)
-            listening = ListeningServer(server, tuple(_address_of(each) for each in listeners))
-            logger.debug("listening on %s", ", ".join(listening.urls))
-            task_status.started(listening)
+            addresses = tuple(address_of(each.socket) for each in listeners)
+            logger.debug("listening on %s", ", ".join(format_address(*each) for each in addresses))
+            task_status.started(addresses)
             await trio.sleep_forever()
     finally:
         reserve.release()
@@ -153,9 +205,12 @@ class SignalingServer:
 
     *secret* is what roots must know. *seed* makes the ids of prospects those of the original's
     server with this seed; otherwise they come from *rng*, by default the system's. *handlers* come
-    before the broker where they want one of its paths. `run` must be running for timeouts to pass.
+    before the broker where they want one of its paths. In a *cluster* the server acts as one with
+    the others there, its broker by a registry of the cluster's unless another *registry* is given.
+    `run` must be running for timeouts to pass.
 
-    ConfigurationError: *secret* is empty, or *timeout* is not above zero.
+    ConfigurationError: *secret* is empty, *timeout* is not above zero, or *seed* is given in a
+        cluster, where no two servers may give the same ids.
     """
 
     def __init__(
@@ -171,6 +226,7 @@ class SignalingServer:
         broker_paths: Iterable[str] = BROKER_PATHS,
         broker_limits: BrokerLimits | None = None,
         registry: Registry | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         if not secret:
             raise ConfigurationError("secret: a server needs one that is not empty")
@@ -179,12 +235,23 @@ class SignalingServer:
         # Only a hash is kept, so that no dump or traceback shows the secret. Hashes also have one
         # length, without which the comparison would take a time that tells the secret's.
         self._root_path_hash = _hash(f"/{secret}{ROOT_PATH_SUFFIX}")
-        # As the original: a seed of 0 is none.
-        identifiers: Iterator[str] = (
-            seeded_identifiers(seed) if seed else random_identifiers(rng or random.SystemRandom())
-        )
+        self._cluster = cluster
+        rng = rng or random.SystemRandom()
+        identifiers: Iterator[str]
+        if cluster is not None:
+            if seed:
+                raise ConfigurationError("seed: the ids of a cluster's servers cannot be repeated")
+            identifiers = tagged_identifiers(rng, cluster.tag)
+            registry = registry or ClusterRegistry(cluster)
+        else:
+            # As the original: a seed of 0 is none.
+            identifiers = seeded_identifiers(seed) if seed else random_identifiers(rng)
         self._bootstrap = BootstrapService(
-            identifiers, timeout=timeout, hold_timeout=hold_timeout, grace_timeout=grace_timeout
+            identifiers,
+            timeout=timeout,
+            hold_timeout=hold_timeout,
+            grace_timeout=grace_timeout,
+            cluster=cluster,
         )
         self._handlers: dict[str, UpgradeHandler] = {JOIN_PATH: self._bootstrap.serve_prospect}
         for path, handler in (handlers or {}).items():
@@ -248,6 +315,7 @@ class SignalingServer:
             "prospects": switchboard.count_prospects,
             "held": switchboard.count_held,
             "peers": self._broker.registrations.count_registered,
+            **({} if self._cluster is None else {"cluster": self._cluster.status()}),
         }
 
     def _is_root_path(self, path: str) -> bool:
@@ -271,13 +339,13 @@ class _Acceptor:
     def __init__(
         self,
         pages: Pages,
-        server: SignalingServer,
+        handle_upgrade: UpgradeHandler,
         nursery: trio.Nursery,
         max_connections: int,
         reserve: ReserveDescriptor,
     ) -> None:
         self._pages = pages
-        self._server = server
+        self._handle_upgrade = handle_upgrade
         self._nursery = nursery
         self._max_connections = max_connections
         self._count_connections = 0
@@ -310,7 +378,7 @@ class _Acceptor:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             limit_socket_buffers(stream)
-            await serve_http(stream, self._pages, self._server.handle_upgrade)
+            await serve_http(stream, self._pages, self._handle_upgrade)
         finally:
             self._count_connections -= 1
 
@@ -345,51 +413,3 @@ class _Acceptor:
         if self._is_full:
             self._is_full = False
             logger.warning("there is room for connections again")
-
-
-async def _open_listeners(host: str | None, port: int) -> list[trio.SocketListener]:
-    where = format_address(host or "*", port)
-    if not 0 <= port <= 65535:
-        raise ConfigurationError(f"port: a number from 0 to 65535 is needed, not {port}")
-    for _ in range(_MAX_PORT_TRIES):
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
-            ports = {_address_of(each)[1] for each in listeners}
-            if len(ports) == 1:
-                return listeners
-            # A free port was asked for on several addresses: have the same on all.
-            for each in listeners:
-                await each.aclose()
-            return await trio.open_tcp_listeners(min(ports), host=host, backlog=_BACKLOG)
-        except OSError as error:
-            if port == 0 and error.errno == errno.EADDRINUSE:
-                continue
-            raise _cannot_listen(where, error) from error
-        except UnicodeError as error:
-            raise ConfigurationError(f"host: {host!r} is no host name") from error
-    raise ConfigurationError(f"no port is free on all addresses of {host or 'this machine'}")
-
-
-def _cannot_listen(where: str, error: OSError) -> ConfigurationError:
-    if isinstance(error, socket.gaierror):
-        return ConfigurationError(f"host: the address in {where} is unknown: {error.strerror}")
-    match error.errno:
-        case errno.EADDRINUSE:
-            why = "port: it is in use by another program; choose another, or 0 for any"
-        case errno.EACCES:
-            why = "port: this user may not open it; ports from 1024 on are open to all"
-        case errno.EADDRNOTAVAIL:
-            why = "host: this is no address of this machine"
-        case _:
-            why = str(error)
-    return ConfigurationError(f"cannot listen on {where}: {why}")
-
-
-def _address_of(listener: trio.SocketListener) -> tuple[str, int]:
-    host, port, *_ = listener.socket.getsockname()
-    return host, port
-
-
-def format_address(host: str, port: int) -> str:
-    """``HOST:PORT``, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

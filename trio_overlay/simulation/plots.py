@@ -50,7 +50,7 @@ def save(figure: Figure, path: Path) -> None:
     if kind not in figure.canvas.get_supported_filetypes():
         raise UsageError(f"no plot can be a .{kind}: .svg, .png and .pdf can")
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": "trio-overlay"}):
+    with matplotlib.rc_context({"svg.hashsalt": "trio-overlay", "svg.fonttype": "none"}):
         try:
             figure.savefig(path, format=kind, metadata=metadata)
         except OSError as error:

@@ -12,12 +12,14 @@ its own, and what is needed to trust it.
 | `cancellation` | `cancel_at_every_checkpoint`: nothing is left, wherever it was cancelled |
 | `story` | `Story`: steps as text that people read and `replay` lives through |
 | `world`, `tree_world` | what a story happens to: real nodes, and what must hold at any time |
+| `neighbours_world` | the same for neighbours that signal for each other |
 | `strategies` | Hypothesis strategies: ids, signals, frames, fault plans, valid and hostile |
 | `machine` | `StoryMachine`: what the state machines of all overlays share |
 | `tree` | `TreeMachine`: the ready Hypothesis state machine for the tree |
+| `neighbours` | `NeighboursMachine`: the one for neighbours that signal for each other |
 | `fuzz` | `fuzz`: stories of a machine until one fails, as `trio-overlay fuzz` does |
 
-The last four need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
+The last five need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
 names; everything else is here.
 """
 
@@ -40,6 +42,7 @@ from trio_overlay.testing.faults import (
     SlowReader,
 )
 from trio_overlay.testing.history import History
+from trio_overlay.testing.neighbours_world import NeighboursWorld
 from trio_overlay.testing.network import VirtualHost, VirtualNetwork, VirtualServer
 from trio_overlay.testing.signaling import SignalingHost, open_signaling
 from trio_overlay.testing.store import VirtualStore
@@ -55,6 +58,7 @@ __all__ = [
     "Latency",
     "Life",
     "LoseSignals",
+    "NeighboursWorld",
     "NothingWillHappen",
     "Rule",
     "Scenario",

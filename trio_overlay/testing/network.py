@@ -19,13 +19,13 @@ import trio
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.memory import DEFAULT_MAX_FRAME_SIZE, MemoryChannel
 from trio_overlay.channels.network import (
-    Network,
+    ListeningNetwork,
     PeerConnection,
     UpgradeHandler,
     UpgradeRequest,
 )
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import ServerRefused, ServerUnreachable, UsageError
+from trio_overlay.errors import ConfigurationError, ServerRefused, ServerUnreachable, UsageError
 from trio_overlay.testing.cables import Cable, Way, Wire
 from trio_overlay.testing.faults import Action, Carrier, Conditions, Cut, Latency, Rule, Selector
 from trio_overlay.testing.handshakes import VirtualPeer
@@ -450,7 +450,7 @@ class VirtualNetwork:
         cable.refresh(any(found.is_cut for found in both), min(noticed, default=None))
 
 
-class VirtualHost(Network):
+class VirtualHost(ListeningNetwork):
     """What one node, client or server of a virtual network stands on; made by `host`."""
 
     def __init__(self, network: VirtualNetwork, name: str) -> None:
@@ -467,6 +467,20 @@ class VirtualHost(Network):
     def dial(self, url: str) -> AbstractAsyncContextManager[Channel]:
         return self.network._dial(self, url)
 
+    @asynccontextmanager
+    async def open_listener(self, handler: UpgradeHandler) -> AsyncIterator[str]:
+        await trio.lowlevel.checkpoint()
+        if self.is_crashed or self.name != self.name.lower():
+            raise ConfigurationError(f"nobody can listen at {self.name}")
+        try:
+            server = self.network.listen(self.name, handler)
+        except UsageError as error:
+            raise ConfigurationError(str(error)) from error
+        try:
+            yield f"ws://{self.name}"
+        finally:
+            await server.aclose()
+
 
 class VirtualServer:
     """Somebody who listens; made by `VirtualNetwork.listen`."""
@@ -476,6 +490,7 @@ class VirtualServer:
         self._network = network
         self._handler = handler
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._handler_ended = trio.lowlevel.ParkingLot()
 
     def close(self) -> None:
         """Stop listening and cancel every handler; clients see their channels close."""
@@ -483,6 +498,13 @@ class VirtualServer:
             del self._network._servers[self.host.name]
             self._network.note(f"{self.host.name} listens no more")
         self.cancel()
+
+    async def aclose(self) -> None:
+        """`close`, and wait until every handler has ended; that cannot be cancelled."""
+        self.close()
+        with trio.CancelScope(shield=True):
+            while self._scopes:
+                await self._handler_ended.park()
 
     def cancel(self) -> None:
         """Cancel every handler."""
@@ -502,6 +524,7 @@ class VirtualServer:
         finally:
             del self._scopes[call.cable.number]
             call.leave(1)
+            self._handler_ended.unpark_all()
 
 
 class _Call(UpgradeRequest):

@@ -1,0 +1,277 @@
+"""One suite for both shared stores: the real one and the one in memory promise the same."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeAlias
+
+import pytest
+import trio
+
+from tests.cluster.redis import RedisServer, open_redis
+from trio_overlay.errors import ClusterUnavailable, ConfigurationError
+from trio_overlay.protocol.cluster import (
+    COMMON_CHANNEL,
+    LINKUP_CHANNEL,
+    PassedOn,
+    decode_server_message,
+    encode_server_message,
+    server_channel,
+)
+from trio_overlay.signaling.redis_store import RedisStore
+from trio_overlay.signaling.shared_store import Answer, Session, SharedStore, T, Verdict
+from trio_overlay.testing.store import VirtualStore
+
+A, B = "aaaaaaaa", "bbbbbbbb"
+LEASE = 0.3
+PATIENCE = 20
+
+Maker: TypeAlias = VirtualStore | RedisServer
+
+
+@pytest.fixture(params=["virtual", "redis"])
+async def maker(request: pytest.FixtureRequest) -> AsyncIterator[Maker]:
+    if request.param == "virtual":
+        async with VirtualStore() as store:
+            yield store
+    else:
+        async with open_redis() as server:
+            yield server
+
+
+def store_of(maker: Maker) -> SharedStore:
+    return maker if isinstance(maker, VirtualStore) else RedisStore(maker.url)
+
+
+@asynccontextmanager
+async def sessions(maker: Maker, *tags: str, lease: float = LEASE) -> AsyncIterator[list[Session]]:
+    """A session for each of *tags*, after the quarantine that a new store begins with."""
+    async with AsyncExitStack() as stack:
+        entered = [
+            await stack.enter_async_context(store_of(maker).connect(tag, lease)) for tag in tags
+        ]
+        for session in entered:
+            entry = await said(session.enter())
+        await trio.sleep(entry.quarantine)
+        yield entered
+
+
+async def said(answer: Answer[T]) -> T:
+    with trio.fail_after(PATIENCE):
+        return await answer.wait()
+
+
+async def heard(session: Session) -> tuple[str, bytes]:
+    with trio.fail_after(PATIENCE):
+        return await session.receive()
+
+
+async def test_an_id_is_granted_to_one_claim_until_it_is_released(maker: Maker) -> None:
+    async with sessions(maker, A, B) as (a, b):
+        assert (await said(a.claim("x", f"{A}:1"))).verdict is Verdict.GRANTED
+        assert (await said(b.claim("x", f"{B}:1"))).verdict is Verdict.TAKEN
+        assert (await said(a.claim("x", f"{A}:2"))).verdict is Verdict.TAKEN
+        assert (await said(a.claim("x", f"{A}:1"))).verdict is Verdict.GRANTED
+        assert (await said(b.look_up("x"))).is_held
+        assert await said(b.release([("x", f"{B}:1"), ("y", f"{B}:2")])) == 0
+        assert (await said(b.look_up("x"))).is_held
+        assert await said(a.release([("x", f"{A}:1")])) == 1
+        assert not (await said(b.look_up("x"))).is_held
+        assert (await said(b.claim("x", f"{B}:1"))).verdict is Verdict.GRANTED
+
+
+async def test_a_claim_ends_with_its_lease_unless_renewed(maker: Maker) -> None:
+    async with sessions(maker, A, B) as (a, b):
+        for identifier in ("kept", "left"):
+            await said(a.claim(identifier, f"{A}:1"))
+        for _ in range(4):
+            await trio.sleep(LEASE / 3)
+            assert await said(a.renew([("kept", f"{A}:1")])) == [True]
+        assert (await said(b.claim("left", f"{B}:1"))).verdict is Verdict.GRANTED
+        assert (await said(b.claim("kept", f"{B}:1"))).verdict is Verdict.TAKEN
+        claims = [("left", f"{A}:1"), ("kept", f"{A}:1"), ("new", f"{A}:1")]
+        assert await said(a.renew(claims)) == [False, True, True]
+
+
+async def test_questions_take_their_places_when_they_are_asked(maker: Maker) -> None:
+    async with sessions(maker, A, B) as (a, b):
+        first = a.claim("x", f"{A}:1")
+        a.release([("x", f"{A}:1")])
+        second = a.claim("x", f"{A}:2")
+        assert (await said(second)).verdict is Verdict.GRANTED
+        assert (await said(first)).verdict is Verdict.GRANTED
+        for number in range(20):
+            a.publish(COMMON_CHANNEL, str(number))
+        assert [await heard(b) for _ in range(20)] == [
+            (COMMON_CHANNEL, str(number).encode()) for number in range(20)
+        ]
+
+
+async def test_a_question_that_nobody_waits_for_is_asked_all_the_same(maker: Maker) -> None:
+    async with sessions(maker, A, lease=1) as (a,):
+        with trio.move_on_after(0):
+            await a.claim("x", f"{A}:1").wait()
+        assert (await said(a.look_up("x"))).is_held
+
+
+async def test_messages_reach_those_who_subscribed_and_are_counted(maker: Maker) -> None:
+    async with sessions(maker, A, B) as (a, b):
+        assert await said(a.publish(server_channel(B), "for b")) == 1
+        assert await said(a.publish(server_channel("cccccccc"), "for nobody")) == 0
+        assert await said(a.publish(LINKUP_CHANNEL, "for all \xe9")) == 2
+        assert await heard(b) == (server_channel(B), b"for b")
+        assert await heard(b) == (LINKUP_CHANNEL, "for all \xe9".encode())
+        assert await heard(a) == (LINKUP_CHANNEL, "for all \xe9".encode())
+
+
+async def test_a_signal_is_passed_on_to_the_holder_with_its_claim_in_it(maker: Maker) -> None:
+    params = {"from": "y", "to": "x", "signal": {"type": "offer", "sdp": '"}\\'}}
+    message = encode_server_message(A, PassedOn(params))
+    async with sessions(maker, A, B) as (a, b):
+        await said(b.claim("x", f"{B}:77"))
+        assert await said(a.pass_on("x", message, "never")) == 1
+        channel, text = await heard(b)
+        assert channel == server_channel(B)
+        assert decode_server_message(text) == (A, PassedOn(params, f"{B}:77"))
+        assert await said(a.pass_on("nobody", message, "never")) == 0
+
+
+@asynccontextmanager
+async def linkup(maker: Maker) -> AsyncIterator[None]:
+    """A subscriber of linkup's channel that is none of ours."""
+    if isinstance(maker, VirtualStore):
+        async with maker.connect_linkup():
+            yield
+        return
+    async with await trio.open_tcp_stream("127.0.0.1", maker.port) as stream:
+        await stream.send_all(b"SUBSCRIBE linkup\r\n")
+        assert b"subscribe" in await stream.receive_some()
+        yield
+
+
+async def test_foreign_subscribers_are_counted_and_get_what_is_for_nobody_of_ours(
+    maker: Maker,
+) -> None:
+    async with sessions(maker, A, B) as (a, b):
+        where = await said(a.look_up("x"))
+        assert (where.is_held, where.count_foreign, where.count_subscribers) == (False, 0, 2)
+        async with linkup(maker):
+            where = await said(a.look_up("x"))
+            assert (where.count_foreign, where.count_subscribers) == (1, 3)
+            outcome = await said(a.claim("x", f"{A}:1"))
+            assert (outcome.count_foreign, outcome.count_subscribers) == (1, 3)
+            assert await said(a.pass_on("theirs", "{}", "a signal")) == 1
+            assert await heard(b) == (LINKUP_CHANNEL, b"a signal")
+
+
+async def restart(maker: Maker) -> None:
+    if isinstance(maker, VirtualStore):
+        maker.stop()
+        maker.start()
+    else:
+        await maker.kill()
+        await maker.start()
+
+
+async def test_a_store_that_lost_its_data_grants_nothing_new_for_one_lease(maker: Maker) -> None:
+    lease = 1.0
+    async with sessions(maker, A, lease=lease) as (a,):
+        await said(a.claim("x", f"{A}:1"))
+        await restart(maker)
+        with pytest.raises(ClusterUnavailable):
+            await heard(a)
+        with pytest.raises(ClusterUnavailable):
+            await said(a.claim("y", f"{A}:2"))
+    async with store_of(maker).connect(B, lease) as b, store_of(maker).connect(A, lease) as a:
+        entered_at = trio.current_time()
+        assert 0 < (await said(b.enter())).quarantine <= lease
+        assert 0 < (await said(a.enter())).quarantine <= lease
+        outcome = await said(b.claim("x", f"{B}:1"))
+        assert outcome.verdict is Verdict.QUARANTINED
+        assert 0 < outcome.quarantine <= lease
+        assert await said(a.renew([("x", f"{A}:1")])) == [True]
+        await trio.sleep_until(entered_at + lease + 0.1)
+        assert (await said(b.claim("y", f"{B}:2"))).verdict is Verdict.GRANTED
+    async with store_of(maker).connect("cccccccc", lease) as c:
+        assert (await said(c.enter())).quarantine == 0  # not again for whoever comes later
+
+
+async def test_a_store_that_was_emptied_is_noticed_and_quarantined(maker: Maker) -> None:
+    async with sessions(maker, A) as (a,):
+        if isinstance(maker, VirtualStore):
+            maker.empty()
+        else:
+            async with await trio.open_tcp_stream("127.0.0.1", maker.port) as stream:
+                await stream.send_all(b"FLUSHALL\r\n")
+                assert await stream.receive_some() == b"+OK\r\n"
+        with pytest.raises(ClusterUnavailable, match=r"lost its data|LOST"):
+            await said(a.claim("x", f"{A}:1"))
+    async with store_of(maker).connect(A, LEASE) as a:
+        assert (await said(a.enter())).quarantine > 0
+
+
+async def test_a_store_that_is_not_there_is_unavailable(maker: Maker) -> None:
+    if isinstance(maker, VirtualStore):
+        maker.stop()
+    else:
+        await maker.kill()
+    with pytest.raises(ClusterUnavailable):
+        async with store_of(maker).connect(A, LEASE):
+            pass
+
+
+async def test_what_the_body_raises_leaves_a_session_as_itself(maker: Maker) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with store_of(maker).connect(A, LEASE):
+            raise ZeroDivisionError
+
+
+# --- what only the real one has -----------------------------------------------------------
+
+
+async def test_a_redis_that_stands_still_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_overlay.signaling.redis_store.ANSWER_TIMEOUT", 0.3)
+    async with open_redis() as server, sessions(server, A) as (a,):
+        server.pause()
+        try:
+            answer = a.look_up("x")
+            with pytest.raises(ClusterUnavailable, match="timed out"):
+                await said(answer)
+            with pytest.raises(ClusterUnavailable):
+                await heard(a)
+            with pytest.raises(ClusterUnavailable):
+                a.look_up("y")
+        finally:
+            server.resume()
+
+
+async def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_overlay.signaling.redis_store.MAX_UNDER_WAY", 10_000)
+    async with open_redis() as server, sessions(server, A) as (a,):
+        answer = a.publish(server_channel(A), "x" * 9_000)
+        with pytest.raises(ClusterUnavailable, match="slower"):
+            a.publish(server_channel(A), "x" * 9_000)
+        assert await said(answer) == 1
+        assert await said(a.publish(server_channel(A), "x" * 9_000)) == 1
+
+
+async def test_a_redis_at_a_unix_socket_will_do() -> None:
+    async with open_redis() as server, RedisStore(server.unix_url).connect(A, LEASE) as a:
+        assert (await said(a.enter())).time > 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://localhost", "redis://", "redis://h:port", "redis://h/x", "unix://"],
+)
+def test_what_is_no_url_of_a_redis_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="redis"):
+        RedisStore(url)
+
+
+def test_the_password_is_never_shown() -> None:
+    assert str(RedisStore("redis://user:pass@host:1/2")) == "redis://host:1/2"
+    with pytest.raises(ConfigurationError) as caught:
+        RedisStore("redis://user:pass@host:port")
+    assert "pass" not in str(caught.value)
