@@ -41,6 +41,7 @@ from trio_overlay.errors import (
     ServerUnreachable,
     UsageError,
 )
+from trio_overlay.nodes.datagram import RelayAddress, RelaySocket, open_relay_socket
 from trio_overlay.nodes.neighbours import (
     ArcClose,
     ArcFail,
@@ -70,6 +71,7 @@ from trio_overlay.nodes.relay import (
     RelayMessage,
     open_relay,
 )
+from trio_overlay.nodes.relay_identity import Identity
 from trio_overlay.nodes.sampling import Sampling, SamplingState, StateChange, open_sampling
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import (
@@ -113,6 +115,7 @@ __all__ = [
     "Frame",
     "IceServer",
     "IdTaken",
+    "Identity",
     "Internet",
     "JoinRefused",
     "JoinTimeout",
@@ -147,8 +150,10 @@ __all__ = [
     "Registered",
     "Registry",
     "Relay",
+    "RelayAddress",
     "RelayEvent",
     "RelayMessage",
+    "RelaySocket",
     "Request",
     "Sampling",
     "SamplingState",
@@ -169,6 +174,7 @@ __all__ = [
     "open_neighbours",
     "open_peer",
     "open_relay",
+    "open_relay_socket",
     "open_sampling",
     "open_tree_node",
     "serve_signaling",

@@ -32,6 +32,7 @@ from trio_overlay.errors import (
     ServerUnreachable,
     UsageError,
 )
+from trio_overlay.nodes.relay_identity import Identity, is_proved, require_cryptography
 from trio_overlay.nodes.relay_link import RelayLink
 from trio_overlay.nodes.relay_urls import UrlGuard
 from trio_overlay.nodes.streams import Stream
@@ -127,6 +128,8 @@ async def open_relay(
     bootstrap: Iterable[str] = (),
     webrtc: bool = True,
     id: PeerId | bytes | None = None,  # noqa: A002 - it is what everybody calls it
+    identity: Identity | None = None,
+    accepts_unproved: bool = True,
     allow_private_addresses: bool = False,
     policy: Policy = Policy(),  # noqa: B008 - it is frozen
     ice_servers: Iterable[IceServer] = (),
@@ -140,7 +143,10 @@ async def open_relay(
     addresses. It dials the *bootstrap* URLs, and again whenever it has lost them, for as long as
     it lives; that none answers is no error. *webrtc* says whether it makes peer connections.
 
-    *id* is 40 hex digits or 20 bytes, by default at random.
+    *id* is 40 hex digits or 20 bytes, by default at random. With an *identity* the id is its own,
+    and what is sent is signed; others then know that it comes from nobody else
+    (`RelayMessage.is_proved`). With *accepts_unproved* false, messages and receipts that are not
+    signed are dropped. See docs/relay.md for what a proof does not say.
 
     URLs that other peers announce are dialled unless they lead to loopback, private or otherwise
     special addresses; *allow_private_addresses* has those dialled, too, as peers on one machine or
@@ -148,24 +154,34 @@ async def open_relay(
 
     Leaving the context closes everything that was opened, at once.
 
-    UsageError: *id* is none, a URL is no WebSocket's.
+    UsageError: *id* is none, or another than the identity's; a URL is no WebSocket's; an identity
+    needs ``cryptography``, which is not installed.
     ConfigurationError: it cannot listen there.
     """
     urls = list(dict.fromkeys(bootstrap))
     for url in (*urls, *([announce_url] if announce_url is not None else [])):
         _check_url(url)
     rng = rng or random.SystemRandom()
+    if identity is not None:
+        if id is not None and peer_id(id) != identity.id:
+            raise UsageError("the id of a relay with an identity is the identity's")
+        id = identity.id  # noqa: A001
+    if not accepts_unproved:
+        require_cryptography()
     own_id = random_peer_id(rng) if id is None else peer_id(id)
+    mind = RelayPeer(
+        own_id,
+        rng,
+        policy=policy,
+        url=announce_url,
+        webrtc=webrtc,
+        prove=None if identity is None else identity.prove,
+        is_proved=_has_proof,
+        accepts_unproved=accepts_unproved,
+    )
     async with open_background_nursery() as nursery:
-        relay = Relay(
-            own_id,
-            network or Internet(ice_servers=ice_servers),
-            rng,
-            policy=policy,
-            url=announce_url,
-            webrtc=webrtc,
-            guard=UrlGuard(allows_private=allow_private_addresses),
-        )
+        guard = UrlGuard(allows_private=allow_private_addresses)
+        relay = Relay(mind, network or Internet(ice_servers=ice_servers), rng, guard)
         await nursery.start(partial(relay._live, host=host, port=port, bootstrap=urls))
         yield relay
 
@@ -185,17 +201,9 @@ class Relay:
     """A relay peer; made by `open_relay`."""
 
     def __init__(
-        self,
-        own_id: PeerId,
-        network: Network,
-        rng: random.Random,
-        *,
-        policy: Policy,
-        url: str | None,
-        webrtc: bool,
-        guard: UrlGuard,
+        self, mind: RelayPeer, network: Network, rng: random.Random, guard: UrlGuard
     ) -> None:
-        self.id = own_id
+        self.id = mind.id
         """160 bits, as 40 hex digits."""
         self.events: Stream[RelayEvent] = Stream()
         """Neighbours coming and going, from the beginning; unread, the newest thousand."""
@@ -208,7 +216,7 @@ class Relay:
         self._network = network
         self._rng = rng
         self._guard = guard
-        self._mind = RelayPeer(own_id, rng, policy=policy, url=url, webrtc=webrtc)
+        self._mind = mind
         self._nursery: trio.Nursery
         self._left = trio.Event()
         self._links: dict[PeerId, RelayLink] = {}
@@ -714,6 +722,15 @@ class _Outcome:
     def fail(self, error: Exception) -> None:
         self._error = error
         self.succeed()
+
+
+def _has_proof(envelope: Envelope) -> bool:
+    if "proof" not in envelope.more:
+        return False
+    try:
+        return is_proved(envelope)
+    except UsageError:  # without cryptography nothing is
+        return False
 
 
 def _check_url(url: str) -> None:
