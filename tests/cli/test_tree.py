@@ -47,6 +47,15 @@ class Program:
             self._said += chunk.decode()
         self._said = self._said.partition(text)[2]
 
+    async def read_line(self) -> str:
+        """The rest of the line up to which it was waited for."""
+        said = self._said
+        while "\n" not in said:
+            assert self._process.stdout is not None
+            said += (await self._process.stdout.receive_some()).decode()
+        line, _, self._said = said.partition("\n")
+        return line
+
     async def stop(self, number: int) -> int:
         self._process.send_signal(number)
         return await self._process.wait()

@@ -6,10 +6,10 @@ Each overlay is a module with a function `add_overlay`, which adds its parser an
 
 from __future__ import annotations
 
-from trio_overlay.cli import simulate_sampling, simulate_tree
+from trio_overlay.cli import simulate_relay, simulate_sampling, simulate_tree
 from trio_overlay.cli.arguments import Commands
 
-OVERLAYS = (simulate_tree, simulate_sampling)
+OVERLAYS = (simulate_tree, simulate_sampling, simulate_relay)
 
 
 def add_commands(commands: Commands) -> None:

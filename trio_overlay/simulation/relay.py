@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Final
@@ -154,6 +154,8 @@ class RelayWorld:
         self._alive: list[int] = []
         self._place: dict[int, int] = {}
         self._numbers: dict[PeerId, int] = {}
+        self._ids: list[PeerId] = []
+        """Of all that ever joined, by number."""
         self._count = 0
         self._links: dict[int, set[int]] = {}
         self._flights: dict[int, tuple[PeerId, Envelope]] = {}
@@ -164,7 +166,13 @@ class RelayWorld:
 
     # --- the run --------------------------------------------------------------------------
 
-    def run(self) -> None:
+    @property
+    def ends_at(self) -> float:
+        """Virtual seconds that `run` takes."""
+        setting = self.setting
+        return setting.arrival + SETTLING + setting.seconds + setting.timeout + TICK_INTERVAL
+
+    def run(self, on_bucket: Callable[[], None] | None = None) -> None:
         """Let all join, then send the messages, and wait until their time is over."""
         setting, put = self.setting, self.agenda.put
         for index in range(setting.nodes):
@@ -178,7 +186,7 @@ class RelayWorld:
                 at = first_at + setting.seconds * index / count
                 put(at, self._crash, index, 0)
                 put(at, self._join, setting.nodes + index, 0)
-        self.agenda.run(first_at + setting.seconds + setting.timeout + TICK_INTERVAL)
+        self.agenda.run(self.ends_at, on_bucket)
 
     def report(self) -> RelayReport:
         """What came of it."""
@@ -211,13 +219,14 @@ class RelayWorld:
 
     # --- peers come and go ----------------------------------------------------------------
 
-    def _join(self, now: float, index: int, _: int) -> None:
-        number = index
+    def _join(self, now: float, _: int, __: int) -> None:
+        number = len(self._ids)
         rng = random.Random(f"{self.setting.seed}/{number}")
         peer = RelayPeer(random_peer_id(rng), rng, policy=self._policy, url="ws://simulated")
         entry = number - 1 if self.setting.is_chain else self._pick()
         self.peers[number] = peer
         self._numbers[peer.id] = number
+        self._ids.append(peer.id)
         self._links[number] = set()
         self._place[number] = len(self._alive)
         self._alive.append(number)
@@ -258,7 +267,7 @@ class RelayWorld:
             self._do(now, number, self.peers[number].lose(self._id(gone), now))
 
     def _id(self, number: int) -> PeerId:
-        return random_peer_id(random.Random(f"{self.setting.seed}/{number}"))
+        return self._ids[number]
 
     def _tick(self, now: float, number: int, _: int) -> None:
         peer = self.peers.get(number)
