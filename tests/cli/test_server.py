@@ -117,11 +117,16 @@ async def test_a_file_and_its_options_are_obeyed(tmp_path: Path) -> None:
     (tmp_path / "www" / "hello.txt").write_text("hello")
     config = tmp_path / "config.toml"
     config.write_text(f'secret = "{SECRET}"\nport = 1\npublic = "www"\nseed = 1\n')
-    async with running(str(config), "--port", "0") as server:
+    options = ("--port", "0", "--broker-path", "/peers", "--broker-path", "/find")
+    async with running(str(config), *options) as server:
         await assert_serves(server.url, SECRET)
         async with open_websocket_channel(f"{server.url}/join?trio-overlay=1") as prospect:
             hello = json.loads(await prospect.receive())
         assert hello["id"] == "143c5677bb8026ada7ad6dbd4a44e705"
+        for path in ("", "/", "/broker", "/peers", "/find"):
+            async with open_websocket_channel(f"{server.url}{path}") as peer:
+                await peer.send('{"id":1,"method":"ping"}')
+                assert json.loads(await peer.receive())["result"] == "pong"
         host, port = server.url.removeprefix("ws://").split(":")
         async with await trio.open_tcp_stream(host, int(port)) as stream:
             await stream.send_all(b"GET /hello.txt HTTP/1.1\r\nHost: x\r\n\r\n")

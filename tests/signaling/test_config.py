@@ -29,15 +29,23 @@ def test_a_file_in_json_or_toml_says_the_same(tmp_path: Path) -> None:
         "public": "www",
         "seed": 7,
         "log_level": "debug",
+        "broker_path": ["/peers"],
     }
     toml = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
-    expected = ServerConfiguration(**{**values, "public": str(tmp_path / "www")})
+    expected = ServerConfiguration(
+        **{**values, "public": str(tmp_path / "www"), "broker_path": ("/peers",)}
+    )
     for path in (
         written(tmp_path, json.dumps(values)),
         written(tmp_path, "\ufeff" + json.dumps(values), "bom.json"),
         written(tmp_path, toml, "config.toml"),
     ):
         assert load_configuration(path, environment={}) == expected
+
+
+def test_one_further_path_of_the_broker_needs_no_list(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"secret": "x", "broker_path": "/peers"}')
+    assert load_configuration(path, environment={}).broker_path == ("/peers",)
 
 
 def test_options_win_over_the_file_and_the_file_over_the_environment(tmp_path: Path) -> None:
@@ -65,6 +73,8 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(tmp_path: P
         ("c.json", '{"seed": 1.5}', "key 'seed'"),
         ("c.json", '{"seed": 9007199254740993}', "key 'seed'"),
         ("c.json", '{"host": 7}', "key 'host'"),
+        ("c.json", '{"broker_path": ["peers"]}', "key 'broker_path': a path that begins"),
+        ("c.json", '{"broker_path": ["/peers", 5]}', "key 'broker_path'"),
         ("c.json", '{"log_level": "loud"}', "key 'log_level': one of debug"),
         ("c.json", '{"secret": "x",\n "secrte": "x"}', "line 2, key 'secrte': there is no such"),
         ("c.json", '{"port": 1,\n "port": 2}', "key 'port' is there twice"),

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from trio_overlay import __version__
-from trio_overlay.cli import demo, fuzz, relay, server, simulate, tree
+from trio_overlay.cli import demo, fuzz, peer, relay, server, simulate, tree
 from trio_overlay.errors import OverlayError, UsageError
 
-FAMILIES = (server, tree, relay, demo, simulate, fuzz)
+FAMILIES = (server, tree, peer, relay, demo, simulate, fuzz)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.cli.arguments import Commands
 from trio_overlay.cli.running import run_until_stopped, set_up_logging
 from trio_overlay.cli.workers import serve_with_workers
+from trio_overlay.signaling.broker import BROKER_PATHS
 from trio_overlay.signaling.config import (
     DEFAULT_PORT,
     LOG_LEVELS,
@@ -22,10 +23,10 @@ from trio_overlay.signaling.server import ListeningServer, serve_signaling
 
 _EPILOG = """\
 CONFIG is a JSON file, or a TOML file when its name ends in .toml, with the keys secret, host, port,
-timeout, public, seed, redis, workers and log_level. Of the environment, SECRET and PORT count.
-Options win over the file, the file over the environment. There is no option for the secret: others
-could see it in the list of processes. For the same reason, a Redis with a password belongs in the
-file.
+timeout, public, seed, redis, workers, log_level and broker_path (one or a list). Of the environment,
+SECRET and PORT count. Options win over the file, the file over the environment. There is no option
+for the secret: others could see it in the list of processes. For the same reason, a Redis with a
+password belongs in the file.
 """
 
 
@@ -56,12 +57,21 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes on this port; over 1 they need --redis"
     )
+    parser.add_argument(
+        "--broker-path",
+        action="append",
+        metavar="PATH",
+        help="where the broker is, too, beside / and /broker; may be given several times",
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="(default: info)")
     parser.set_defaults(run=run_server)
 
 
 def run_server(arguments: argparse.Namespace) -> int:
-    names = ("host", "port", "timeout", "public", "seed", "redis", "workers", "log_level")
+    names = (
+        *("host", "port", "timeout", "public", "seed", "redis", "workers", "log_level"),
+        "broker_path",
+    )
     configuration = load_configuration(
         arguments.config, options={name: getattr(arguments, name) for name in names}
     )
@@ -96,6 +106,7 @@ async def start_server(
             seed=configuration.seed,
             redis=configuration.redis,
             reuse_port=reuse_port,
+            broker_paths=(*BROKER_PATHS, *configuration.broker_path),
         )
     )
     return listening

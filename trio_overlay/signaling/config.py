@@ -48,6 +48,8 @@ class ServerConfiguration:
     workers: int = 1
     """How many processes serve, on one port."""
     log_level: str = "info"
+    broker_path: tuple[str, ...] = ()
+    """Where the broker is, beside ``/`` and ``/broker``."""
 
     def __repr__(self) -> str:
         shown = ", ".join(
@@ -194,6 +196,10 @@ def _checked(key: str, value: Any, where: str) -> Any:
             )
         case "log_level":
             needed, good = f"one of {', '.join(LOG_LEVELS)}", value in LOG_LEVELS
+        case "broker_path":
+            needed = "a path that begins with a slash, or a list of such,"
+            value = tuple(value) if isinstance(value, list | tuple) else (value,)
+            good = all(isinstance(path, str) and path.startswith("/") for path in value)
         case _:
             known = ", ".join(each.name for each in fields(ServerConfiguration))
             raise ConfigurationError(f"{where}: there is no such key; there are {known}")
