@@ -16,6 +16,8 @@ import trio
 from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.peer import Peer, open_peer
+from trio_overlay.nodes.peer_attempt import HANDSHAKE_TIMEOUT
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.protocol.bootstrap import JOIN_PATH
 from trio_overlay.signaling.server import SignalingServer
@@ -55,6 +57,13 @@ class World:
                 yield node
             finally:
                 del self.nodes[name]
+
+    @asynccontextmanager
+    async def open_peer(self, name: str) -> AsyncIterator[Peer]:
+        network, rng = self.network.host(name), random.Random(name)
+        async with open_peer(name, AUTHORITY, network=network, rng=rng) as peer:
+            await trio.lowlevel.checkpoint()  # as in `open`
+            yield peer
 
     async def try_to_join(self, name: str) -> None:
         """Live as a node until cancelled; its ending is set when its join is over, well or not."""
@@ -252,6 +261,67 @@ async def serving(trial: Trial) -> None:
     network.assert_quiet()
 
 
+async def registering(trial: Trial) -> None:
+    async with open_world() as world, world.open_peer("ada") as ada:
+        async with unchanged_peers(world, ada):
+            with trial.under_test():
+                async with world.open_peer("bob"):
+                    await trio.sleep(1)
+        assert trial.list_tasks_left() == []
+
+
+async def connecting_by_id(trial: Trial) -> None:
+    async with open_world() as world, world.open_peer("ada") as ada, world.open_peer("bob") as bob:
+        async with unchanged_peers(world, ada, bob):
+            with trial.under_test():
+                connection = await bob.connect("ada")
+                await connection.send("hello")
+                await bob.send("ada", "and again")
+            await bob.disconnect("ada")
+        assert trial.list_tasks_left() == []
+
+
+async def being_a_peer(trial: Trial) -> None:
+    """One registers, connects, and is connected to by two others at once, itself in the middle."""
+    async with open_world() as world, world.open_peer("ada") as ada, world.open_peer("eve") as eve:
+
+        async def call_in_vain(peer: Peer) -> None:
+            with suppress(OutcomeError, trio.BrokenResourceError):
+                await peer.send("bob", "hello")
+
+        async with unchanged_peers(world, ada, eve), open_background_nursery() as nursery:
+            with trial.under_test():
+                async with world.open_peer("bob") as bob:
+                    nursery.start_soon(call_in_vain, ada)
+                    nursery.start_soon(call_in_vain, eve)
+                    await bob.send("ada", "hello")
+                    await bob.messages.receive()
+                    await bob.messages.receive()
+                    await bob.aclose()
+            await trio.sleep(HANDSHAKE_TIMEOUT + SETTLING)
+        assert trial.list_tasks_left() == []
+
+
+@asynccontextmanager
+async def unchanged_peers(world: World, *peers: Peer) -> AsyncIterator[None]:
+    """After the block all is as before, and *peers* can be connected to."""
+    await trio.sleep(SETTLING)
+    before = dict(world.network.count_open()), world.server.status()
+    yield
+    await trio.sleep(SETTLING)
+    # Who was offered a connection by one that is gone, and never said that it is one of ours, may
+    # wait for it until its time is over.
+    await trio.sleep(HANDSHAKE_TIMEOUT)
+    assert [peer._attempts for peer in peers] == [{} for _ in peers]
+    assert [dict(peer.connections) for peer in peers] == [{} for _ in peers]
+    assert (dict(world.network.count_open()), world.server.status()) == before
+    async with world.open_peer("latecomer") as latecomer:
+        for peer in peers:
+            with trio.fail_after(5):
+                await latecomer.send(peer.id, "hello")
+    await trio.sleep(SETTLING)
+
+
 @asynccontextmanager
 async def serve(network: VirtualNetwork) -> AsyncIterator[SignalingServer]:
     """A server whose tasks, those of its clients included, belong to whoever opens it."""
@@ -288,6 +358,9 @@ async def serve(network: VirtualNetwork) -> AsyncIterator[SignalingServer]:
         (becoming_root, 5),
         (leaving, 1),
         (serving, 30),
+        (registering, 5),
+        (connecting_by_id, 4),
+        (being_a_peer, 20),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -35,6 +35,7 @@ and written to a file that --replay lives through again. Exit code 1 if one fail
 OVERLAYS = {
     "tree": "trio_overlay.testing.tree:TreeMachine",
     "neighbours": "trio_overlay.testing.neighbours:NeighboursMachine",
+    "broker": "trio_overlay.testing.broker:BrokerMachine",
 }
 """The machines that come with this package."""
 

@@ -23,10 +23,10 @@ from trio_overlay.signaling.server import ListeningServer, serve_signaling
 
 _EPILOG = """\
 CONFIG is a JSON file, or a TOML file when its name ends in .toml, with the keys secret, host, port,
-timeout, public, seed, redis, workers, log_level and broker_path (one or a list). Of the environment,
-SECRET and PORT count. Options win over the file, the file over the environment. There is no option
-for the secret: others could see it in the list of processes. For the same reason, a Redis with a
-password belongs in the file.
+timeout, public, seed, redis, workers, log_level and broker_path (one or a list). Of the
+environment, SECRET and PORT count. Options win over the file, the file over the environment. There
+is no option for the secret: others could see it in the list of processes. For the same reason, a
+Redis with a password belongs in the file.
 """
 
 

@@ -190,6 +190,7 @@ class Peer:
         self._life = trio.CancelScope()
         self._registration = trio.CancelScope()
         """Around the way to the broker, which must outlive the attempts, to say their farewells."""
+        self._was_registered = False
         self._is_closing = False
         self._left = trio.Event()
         self._broker: BrokerClient | None = None
@@ -297,13 +298,17 @@ class Peer:
         try:
             with self._life:
                 async with open_background_nursery() as nursery:
-                    await nursery.start(self._stay_registered)
                     try:
+                        await nursery.start(self._stay_registered)
+                        # Not before: Trio lets nobody start who is cancelled on the way to it.
+                        self._registration.shield = True
                         async with open_background_nursery() as self._nursery:
                             task_status.started()
-                            await trio.sleep_forever()
+                            try:
+                                await trio.sleep_forever()
+                            finally:
+                                self._is_closing = True  # before the nursery takes no more tasks
                     finally:
-                        self._is_closing = True
                         self._registration.cancel()
         finally:
             for stream in (self.events, self.incoming, self.messages):
@@ -318,7 +323,7 @@ class Peer:
                 try:
                     await self._be_registered(task_status)
                 except OutcomeError as error:
-                    if not self._registration.shield:
+                    if not self._was_registered:
                         raise  # the first time, it is whoever opens us that is told
                     logger.warning("%s is not registered: %s", self.id, error)
                     self.events.put(PeerError(error, None))
@@ -334,11 +339,11 @@ class Peer:
             await broker.register(self.id)
             self._broker = broker
             self._registered.set()
-            if self._registration.shield:
+            if self._was_registered:
                 self._back_at = trio.current_time()
             self.events.put(Registered(self.id))
-            if not self._registration.shield:
-                self._registration.shield = True
+            if not self._was_registered:
+                self._was_registered = True
                 task_status.started()
             try:
                 await broker.lost.wait()

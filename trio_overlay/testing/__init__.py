@@ -23,6 +23,7 @@ The last five need Hypothesis (``trio-overlay[testing]``), and so are imported b
 names; everything else is here.
 """
 
+from trio_overlay.testing.broker_world import BrokerWorld
 from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_checkpoint
 from trio_overlay.testing.determinism import (
     NothingWillHappen,
@@ -52,6 +53,7 @@ from trio_overlay.testing.world import Life, VirtualWorld
 
 __all__ = [
     "Action",
+    "BrokerWorld",
     "Cut",
     "FailHandshakes",
     "History",

@@ -1,0 +1,190 @@
+"""Peers found by id as a world for stories."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import trio
+
+from trio_overlay.channels.memory import MemoryChannel
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import OutcomeError, UsageError
+from trio_overlay.nodes.peer import Peer, open_peer
+from trio_overlay.nodes.peer_connection import Connection
+from trio_overlay.testing.history import History
+from trio_overlay.testing.signaling import AUTHORITY
+from trio_overlay.testing.story import Step
+from trio_overlay.testing.world import SERVER, SETTLE_TIMEOUT, Life, VirtualWorld
+
+REGISTRATION_TIMEOUT = 40.0
+"""Seconds for a dial and an answer, at the most; longer than any attempt to connect takes."""
+_FAULTS = frozenset({"loses", "regains", "freezes", "thaws"})
+
+
+@dataclass(eq=False)
+class _Resident:
+    """A living peer, and the tasks of its application."""
+
+    peer: Peer
+    nursery: trio.Nursery
+
+
+class BrokerWorld(VirtualWorld):
+    """Peers that register, each by its own name or another's, and connect to each other.
+
+    Steps, besides those of every world: ``n3 takes n1`` (joins, with the id n1), ``n1 calls n2``
+    (sends a message to whoever has the id n2), ``n1 hangs_up n2``.
+    """
+
+    def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
+        super().__init__(settings, history=history)
+        self.peers: dict[str, Peer] = {}
+        """Those that were registered and live, by the names of their lives, oldest first."""
+        self.count_calls = 0
+        """Messages that were sent, as far as their senders know."""
+        self.count_heard = 0
+        self._hung_up_at = -math.inf
+        self._fault_at = -math.inf
+        self._wanted: dict[str, str] = {}
+        self._residents: dict[str, _Resident] = {}
+
+    @property
+    def join_timeout(self) -> float:
+        return REGISTRATION_TIMEOUT
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        pass
+
+    def perform(self, step: Step) -> None:
+        who, whom = step.who, step.whom
+        resident = self._residents.get(who)
+        if step.verb in _FAULTS or who == SERVER:
+            self._fault_at = trio.current_time()
+        match step.verb:
+            case "takes" if whom is not None:
+                if who not in self.lives and not self.network.host(who).is_crashed:
+                    self._wanted[who] = whom
+                super().perform(Step(step.at, who, "joins"))
+            case "calls" if resident is not None and whom is not None:
+                resident.nursery.start_soon(self._call, resident.peer, whom)
+            case "hangs_up" if resident is not None and whom is not None:
+                self._hung_up_at = trio.current_time()
+                resident.nursery.start_soon(resident.peer.disconnect, whom)
+            case "calls" | "hangs_up" | "takes":
+                pass
+            case _:
+                super().perform(step)
+
+    async def live(self, life: Life) -> None:
+        identifier = self._wanted.pop(life.name, life.name)
+        network, rng = self.network.host(life.name), random.Random(f"{self.seed} {life.name}")
+        try:
+            with life.joining:
+                async with open_peer(identifier, AUTHORITY, network=network, rng=rng) as peer:
+                    life.join_ended_at = trio.current_time()
+                    life.has_joined = True
+                    self.count_joined += 1
+                    async with open_background_nursery() as nursery:
+                        self.peers[life.name] = peer
+                        self._residents[life.name] = _Resident(peer, nursery)
+                        nursery.start_soon(self._listen, peer)
+                        try:
+                            with life.staying:
+                                await trio.sleep_forever()
+                        finally:
+                            del self._residents[life.name]
+        finally:
+            life.join_ended_at = life.join_ended_at or trio.current_time()
+            self.peers.pop(life.name, None)
+
+    def check(self) -> None:
+        self.check_lives()
+        holders = self.signaling.server._broker.registrations._holders
+        for identifier, holder in holders.items():
+            assert holder.identifier == identifier
+        ends = self._ends()
+        for end, (peer, other) in ends.items():
+            far_peer, far_other = ends.get(end.other_end, (None, None))
+            if far_peer is not None:
+                assert (far_peer.id, far_other) == (other, peer.id), (
+                    f"{peer.id} is connected to {far_peer.id}, and takes it for {other}, "
+                    f"which takes it for {far_other}"
+                )
+
+    def check_quiet(self) -> None:
+        ends = self._ends()
+        for name, peer in self.peers.items():
+            assert not peer._attempts, f"{name} keeps attempts with {list(peer._attempts)}"
+        for identifier in self._identifiers():
+            count = sum(peer.is_registered for peer in self.peers.values() if peer.id == identifier)
+            assert count == 1, f"{count} peers are registered by the id {identifier}"
+        for end, (peer, other) in ends.items():
+            assert end.other_end in ends, f"{other} does not know that {peer.id} is connected to it"
+        assert self.network.count_open_peers == len(ends), "\n".join(self.network.list_open())
+        registered, wanted = self.signaling.server.status()["peers"], len(self._identifiers())
+        assert registered == wanted, f"{registered} ids are held, where {wanted} are wanted"
+
+    def is_settled(self) -> bool:
+        registered = {peer.id for peer in self.peers.values() if peer.is_registered}
+        return registered == self._identifiers()
+
+    def _identifiers(self) -> set[str]:
+        return {peer.id for peer in self.peers.values()}
+
+    def _ends(self) -> dict[MemoryChannel, tuple[Peer, str]]:
+        """Whose each end of an open connection is, and to whom it believes to be connected."""
+        return {
+            _end_of(connection): (peer, other)
+            for peer in self.peers.values()
+            for other, connection in peer.connections.items()
+        }
+
+    async def _call(self, peer: Peer, whom: str) -> None:
+        began_at = trio.current_time()
+        failure: OutcomeError | None = None
+        must_succeed = self._can_be_called(whom, began_at)
+        try:
+            await peer.send(whom, {"from": peer.id, "to": whom})
+            self.count_calls += 1
+        except (UsageError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except OutcomeError as error:
+            failure = error
+        if must_succeed and self._can_be_called(whom, began_at):
+            assert failure is None, f"{peer.id} cannot call {whom}: {failure}"
+
+    def _can_be_called(self, identifier: str, since: float) -> bool:
+        """Whether nothing excuses who cannot reach the peer with this id, tried *since* then.
+
+        The peer was registered a moment before, and still is; nobody was cut off or frozen, the
+        server ran, and nobody has hung up, then and for long enough before.
+        """
+        is_troubled = self._cuts or self.network.frozen or not self.signaling.is_running
+        return (
+            not is_troubled
+            and self._fault_at < since - SETTLE_TIMEOUT
+            and self._hung_up_at < since - 1
+            and any(
+                peer.id == identifier
+                and peer.is_registered
+                and (self.lives[name].join_ended_at or since) < since - 1
+                for name, peer in self.peers.items()
+            )
+        )
+
+    async def _listen(self, peer: Peer) -> None:
+        async for message in peer.messages:
+            assert message.data == {"from": message.sender, "to": peer.id}, (
+                f"{peer.id} got {message.data!r} from {message.sender}"
+            )
+            self.count_heard += 1
+
+
+def _end_of(connection: Connection) -> MemoryChannel:
+    end = connection._channel
+    assert isinstance(end, MemoryChannel)
+    return end
