@@ -114,7 +114,10 @@ class Lonely(TreeMachine):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--overlay", "ring"), "an overlay is tree, neighbours, or MODULE:CLASS, not 'ring'"),
+        (
+            ("--overlay", "ring"),
+            "an overlay is tree, neighbours, broker, or MODULE:CLASS",
+        ),
         (("--overlay", "no_such:Thing"), "there is no no_such:Thing"),
         (("--overlay", "pathlib:Nothing"), "there is no pathlib:Nothing"),
         (("--overlay", "pathlib:Path"), "pathlib:Path is no class of machines"),

@@ -106,6 +106,8 @@ class Connection:
         frame = encode_message(message)
         if isinstance(frame, bytes) and BYTES not in self.extensions:
             raise NotSupported(f"the peer {self.id} takes JSON values, and no bytes")
+        # Cancelled together with its peer, it is cancelled and not closed.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         with trio.move_on_after(timeout) as limit:
             try:
@@ -158,6 +160,7 @@ class Connection:
             with self._scope:
                 await self._read()
         finally:
+            self._is_closed_here = self._is_closed_here or self.is_open
             self.end("the peer left")
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._channel.aclose(self._close_reason or "")
