@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,9 +10,24 @@ from typing import Any
 
 import trio
 
+from trio_overlay.channels.channel import Channel
 from trio_overlay.nodes.neighbours import NeighbourEvent, Neighbours, open_neighbours
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.neighbours import (
+    EXTENSIONS,
+    ArcRequest,
+    Payload,
+    Send,
+    decode_neighbour,
+    decode_payload,
+    encode_arc_message,
+    encode_neighbour,
+    encode_payload,
+)
+from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
+from trio_overlay.signaling.handshake import shake_hands
+from trio_overlay.signaling.roads import PushedRoad
 from trio_overlay.testing.network import VirtualNetwork
 
 SETTLING = 2.0
@@ -45,9 +61,73 @@ class Neighbourhoods:
     def __getitem__(self, name: str) -> Neighbours:
         return self.nodes[name]
 
+    @asynccontextmanager
+    async def stranger(
+        self, name: str, to: str, *, extensions: frozenset[str] = EXTENSIONS, pid: str = "test"
+    ) -> AsyncIterator[Stranger]:
+        """Somebody with an arc to the peer *to*, who then says what the test wants."""
+        node = self[to]
+        tid = f"arc of {name}"
+        async with self.network.host(name).open_peer(initiator=True) as peer:
+
+            async def back(message: JSON) -> None:
+                peer.signal_nowait(decode_signal(message["offer"]))
+                await trio.lowlevel.checkpoint()
+
+            async def carry(signal: Signal) -> None:
+                offer = encode_signal(signal)
+                request = ArcRequest(tid, f"{name}-O", pid, offer, extensions=extensions)
+                node.accept(back, encode_arc_message(request))
+                await trio.lowlevel.checkpoint()
+
+            channel = await shake_hands(peer, PushedRoad(carry))
+            while f"{name}-O" not in node.inview:
+                await node.events.receive()
+            yield Stranger(name, channel, pid, tid)
+
     async def link(self, one: str, other: str) -> None:
         """An arc from *one* to *other*, by callbacks that take a moment."""
         await by_callbacks(self[one], self[other])
+
+
+class Stranger:
+    """One end of a connection in the hands of a test."""
+
+    def __init__(self, name: str, channel: Channel, pid: str, tid: str) -> None:
+        self.name = name
+        self.end = f"{name}-O"
+        self.channel = channel
+        self.pid = pid
+        self.tid = tid
+        """Of the arc that it has."""
+
+    async def say(self, payload: Payload | JSON, *, peer: str | None = None) -> None:
+        """Send a payload, as JSON or not yet; *peer* is who it says that it is."""
+        value = payload
+        if dataclasses.is_dataclass(payload):
+            value = encode_payload(payload)  # type: ignore[arg-type]
+        await self.channel.send(encode_neighbour(Send(peer or self.end, self.pid, value)))
+
+    async def hear(self) -> Payload:
+        """The next payload that was said to it."""
+        frame = decode_neighbour(await self.channel.receive())
+        assert isinstance(frame, Send)
+        return decode_payload(frame.payload)
+
+    async def hear_nothing(self) -> None:
+        """Fails if something was said to it, or its connection is gone."""
+        with trio.move_on_after(SETTLING):
+            raise AssertionError(await self.hear())
+
+    async def is_left(self) -> bool:
+        """Whether its connection ends, within a short time; what is said before is passed over."""
+        with trio.move_on_after(SETTLING):
+            try:
+                while True:
+                    await self.channel.receive()
+            except (trio.EndOfChannel, trio.BrokenResourceError):
+                return True
+        return False
 
 
 async def by_callbacks(one: Neighbours, other: Neighbours) -> str:

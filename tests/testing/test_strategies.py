@@ -15,6 +15,14 @@ from hypothesis import strategies as st
 from trio_overlay.errors import MalformedFrame, OutcomeError
 from trio_overlay.protocol.bootstrap import BootstrapFrame, decode_bootstrap, encode_bootstrap
 from trio_overlay.protocol.json import JSON, decode_json
+from trio_overlay.protocol.neighbours import (
+    NeighbourFrame,
+    Payload,
+    decode_neighbour,
+    decode_payload,
+    encode_neighbour,
+    encode_payload,
+)
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
 from trio_overlay.protocol.tree import TreeFrame, decode_tree, encode_tree
 from trio_overlay.testing import strategies
@@ -47,6 +55,12 @@ def test_tree_frames_are_valid(frame: TreeFrame) -> None:
     assert json.loads(encode_tree(decode_tree(text))) == json.loads(text)
 
 
+@given(strategies.neighbour_frames, strategies.payloads)
+def test_frames_of_neighbours_are_valid(frame: NeighbourFrame, payload: Payload) -> None:
+    assert decode_neighbour(encode_neighbour(frame)) == frame
+    assert decode_payload(encode_payload(payload)) == payload
+
+
 def survive(decode: Callable[[JSON], object], value: JSON) -> None:
     with suppress(MalformedFrame):
         decode(value)
@@ -57,14 +71,23 @@ def survive(decode: Callable[[JSON], object], value: JSON) -> None:
     strategies.hostile_bootstrap_texts,
     strategies.hostile_tree_texts,
     strategies.hostile_texts(),
+    strategies.hostile_neighbour_texts,
+    strategies.hostile_payloads,
 )
 def test_what_is_hostile_is_survived(
-    signal: JSON, bootstrap: str | bytes, tree: str | bytes, text: str | bytes
+    signal: JSON,
+    bootstrap: str | bytes,
+    tree: str | bytes,
+    text: str | bytes,
+    neighbour: str | bytes,
+    payload: JSON,
 ) -> None:
     survive(decode_signal, signal)
     survive(decode_bootstrap, bootstrap)
     survive(decode_tree, tree)
     survive(decode_json, text)
+    survive(decode_neighbour, neighbour)
+    survive(decode_payload, payload)
 
 
 def is_refused(decode: Callable[[JSON], object], value: JSON) -> bool:
@@ -81,6 +104,8 @@ def is_refused(decode: Callable[[JSON], object], value: JSON) -> bool:
         (strategies.hostile_signals, decode_signal),
         (strategies.hostile_bootstrap_texts, decode_bootstrap),
         (strategies.hostile_tree_texts, decode_tree),
+        (strategies.hostile_neighbour_texts, decode_neighbour),
+        (strategies.hostile_payloads, decode_payload),
     ],
 )
 def test_hostile_frames_are_of_both_kinds(

@@ -22,6 +22,28 @@ from trio_overlay.protocol.bootstrap import (
     signal_frame,
 )
 from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.neighbours import (
+    EXTENSIONS,
+    INIT,
+    RENEGOTIATION,
+    Application,
+    ArcEnd,
+    ArcMessage,
+    ArcRequest,
+    ArcResponse,
+    ConnectTo,
+    Direct,
+    Disconnect,
+    Forward,
+    InternalSend,
+    NeighbourFrame,
+    Payload,
+    Send,
+    encode_arc_message,
+    encode_neighbour,
+    encode_payload,
+    is_reserved,
+)
 from trio_overlay.protocol.signals import (
     Answer,
     Candidate,
@@ -210,6 +232,57 @@ tree_frames: st.SearchStrategy[TreeFrame] = st.one_of(
 
 hostile_tree_texts: st.SearchStrategy[str | bytes] = st.one_of(
     spoiled(tree_frames.map(encode_tree).map(json.loads)).map(json.dumps), hostile_texts()
+)
+
+ends = st.tuples(identifiers, st.sampled_from("IO")).map("-".join)
+"""The two ends of neighbours."""
+
+tids = st.uuids(version=4).map(str)
+
+_arc_signals = st.none() | signals.map(encode_signal)
+_offer_types = st.sampled_from([INIT, INIT, INIT, RENEGOTIATION])
+_arc_extensions = st.frozensets(st.sampled_from(sorted(EXTENSIONS)) | texts(10))
+
+arc_messages: st.SearchStrategy[ArcMessage] = st.one_of(
+    st.builds(
+        ArcRequest, tids, ends, texts(5).filter(bool), _arc_signals, _offer_types, _arc_extensions
+    ),
+    st.builds(
+        ArcResponse, tids, ends, texts(5).filter(bool), _arc_signals, _offer_types, _arc_extensions
+    ),
+    st.builds(ArcEnd, tids, ends, texts(5).filter(bool), st.none() | texts()),
+)
+"""What the two ends of an attempt at an arc say to each other."""
+
+payloads: st.SearchStrategy[Payload] = st.one_of(
+    arc_messages,
+    st.builds(ConnectTo, ends, ends),
+    st.builds(Forward, ends, ends, arc_messages.map(encode_arc_message), st.booleans()),
+    st.just(Direct()),
+    st.builds(Disconnect, tids),
+    json_values(5).filter(lambda data: not is_reserved(data)).map(Application),
+)
+
+neighbour_frames: st.SearchStrategy[NeighbourFrame] = st.one_of(
+    st.builds(Send, ends, texts(5).filter(bool), payloads.map(encode_payload)),
+    st.builds(
+        lambda end, pid, payload: InternalSend(
+            {"peer": end, "pid": pid, "payload": payload, "type": "MInternalSend"}
+        ),
+        ends,
+        st.none() | texts(5),
+        json_values(5),
+    ),
+)
+"""What neighbours that signal for each other say: the originals' frames, and our extensions."""
+
+hostile_payloads: st.SearchStrategy[JSON] = st.one_of(
+    spoiled(payloads.map(encode_payload)), json_values(5)
+)
+
+hostile_neighbour_texts: st.SearchStrategy[str | bytes] = st.one_of(
+    spoiled(neighbour_frames.map(encode_neighbour).map(json.loads)).map(json.dumps),
+    hostile_texts(),
 )
 
 # --- faults -------------------------------------------------------------------------------
