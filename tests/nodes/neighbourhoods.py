@@ -56,7 +56,10 @@ class Neighbourhoods:
             pid, peer=name, network=self.network.host(name), rng=random.Random(name), **options
         ) as node:
             self.nodes[name] = node
-            yield node
+            try:
+                yield node
+            finally:
+                del self.nodes[name]
 
     def __getitem__(self, name: str) -> Neighbours:
         return self.nodes[name]

@@ -172,7 +172,7 @@ class Answers:
             reason = str(error)
             logger.info("an arc of %s did not come up: %s", request.peer, error)
             if answer.way.error is not None:
-                raise answer.way.error from None
+                logger.error("the application could not carry an answer", exc_info=answer.way.error)
         finally:
             if request.tid in self._answers:
                 self._end(answer, reason)

@@ -136,3 +136,7 @@ class Carried(Way):
                 await self._carry(encode_arc_message(message))
         except OutcomeError as error:
             logger.info("a word on an attempt did not arrive: %s", error)
+        except Exception:
+            # There is no call of the application's left that could raise it, and no other
+            # neighbour shall suffer for it.
+            logger.exception("the application could not carry a word on an attempt")

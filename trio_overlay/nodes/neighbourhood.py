@@ -75,26 +75,29 @@ class Neighbourhood:
         self.nursery: trio.Nursery
         self.has_left = False
         """Whether `leave` was called."""
+        self.entered = trio.Event()
+        """Set when `live` has begun."""
         self.left = trio.Event()
         """Set when everything is closed."""
         self._rng = rng
         self._keep_timeout = keep_timeout
+        self._life = trio.CancelScope(shield=True)
         self._entering: set[trio.CancelScope] = set()
         self._count_links = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
     # --- life -----------------------------------------------------------------------------
 
-    async def live(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def live(self) -> None:
         """Own everything that lives in time, until `leave`.
 
         Cancelling this does nothing: farewells are said first, and to say them is `leave`'s.
         """
         try:
-            async with open_background_nursery() as self.nursery:
-                self.nursery.cancel_scope.shield = True
-                task_status.started()
-                await trio.sleep_forever()
+            with self._life:
+                async with open_background_nursery() as self.nursery:
+                    self.entered.set()
+                    await trio.sleep_forever()
         finally:
             self.left.set()
 
@@ -103,9 +106,9 @@ class Neighbourhood:
         self.has_left = True
         for member in self.members.values():
             member.leave()
-        for scope in self._entering:
+        for scope in list(self._entering):
             scope.cancel()
-        self.nursery.cancel_scope.cancel()
+        self._life.cancel()
 
     async def start(self, live: Callable[..., Awaitable[object]], *args: object) -> Any:
         """Run *live* in the nursery, from when it says that it has started; what it says then.

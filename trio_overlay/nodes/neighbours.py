@@ -166,9 +166,10 @@ async def open_neighbours(
     )
     node = Neighbours(hood, _checked_name("pid", pid))
     async with open_background_nursery() as nursery:
-        await nursery.start(hood.live)
-        hood.members[pid] = node
+        nursery.start_soon(hood.live)
         try:
+            await hood.entered.wait()
+            hood.members[pid] = node
             yield node
         finally:
             hood.leave()
@@ -269,8 +270,7 @@ class Neighbours:
     def accept(self, carry: Carry, request: JSON, *, timeout: float | None = None) -> None:
         """Take in a message that somebody's `initiate` carried here; answers go by *carry*.
 
-        An `ArcOpen` or `ArcFail` follows. What *carry* raises, but for an OutcomeError, ends
-        this node.
+        An `ArcOpen` or `ArcFail` follows. What *carry* raises makes it the latter, and is logged.
 
         MalformedFrame: *request* is none.
         UsageError: this node has left.
