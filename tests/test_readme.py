@@ -19,6 +19,8 @@ from trio_overlay import ListeningServer, serve_signaling
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NAMES = ["tree_root.py", "tree_node.py", "peers.py"]
+"""The examples that the programs are, in the same order."""
 
 
 def program(text: str, server: ListeningServer) -> list[str]:
@@ -35,7 +37,7 @@ async def open_server(secret: str) -> AsyncIterator[ListeningServer]:
 
 
 def test_programs_are_the_examples_and_short() -> None:
-    for text, name in zip(PROGRAMS, ["tree_root.py", "tree_node.py"], strict=True):
+    for text, name in zip(PROGRAMS, NAMES, strict=True):
         assert (PROJECT / "examples" / name).read_text(encoding="utf-8").endswith(text)
         assert len(text.splitlines()) < 20
 
@@ -44,12 +46,21 @@ def test_programs_are_the_examples_and_short() -> None:
 async def test_root_and_node_run_as_printed() -> None:
     with trio.fail_after(60):
         async with open_server("swordfish") as server, trio.open_nursery() as nursery:
-            root, node = (program(text, server) for text in PROGRAMS)
+            root, node = (program(text, server) for text in PROGRAMS[:2])
             nursery.start_soon(trio.run_process, root)
             # The node's request waits for the root, should that come later.
             result = await trio.run_process(node, capture_stdout=True)
             assert result.stdout == b"the parent says pong\n"
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.webrtc
+async def test_peers_meet_as_printed() -> None:
+    with trio.fail_after(60):
+        async with open_server("swordfish") as server:
+            command = program(PROGRAMS[NAMES.index("peers.py")], server)
+            result = await trio.run_process(command, capture_stdout=True)
+    assert result.stdout.decode() == "ada says {'question': 'are you there?'}\nbob answers b'yes'\n"
 
 
 @pytest.mark.webrtc

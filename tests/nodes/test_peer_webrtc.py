@@ -1,0 +1,55 @@
+"""Two peers over real sockets: a broker, WebRTC, and no broker."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import trio
+
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.nodes.peer import BrokerLost, open_peer
+from trio_overlay.nodes.peer_connection import Connection
+from trio_overlay.signaling.server import serve_signaling
+
+PATIENCE = 60
+
+
+@pytest.mark.webrtc
+async def test_two_peers_meet_at_a_broker_and_go_on_without_it() -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_background_nursery() as nursery:
+            start = functools.partial(serve_signaling, "swordfish", host="127.0.0.1", port=0)
+            server_scope = trio.CancelScope()
+
+            async def serve(*, task_status: trio.TaskStatus[object]) -> None:
+                with server_scope:
+                    await start(task_status=task_status)
+
+            server = await nursery.start(serve)
+            url = f"{server.urls[0]}/broker"
+            async with open_peer("ada", url) as ada, open_peer("bob", url) as bob:
+                got: list[Connection] = []
+
+                async def connect(whom: str, by: object) -> None:
+                    got.append(await (ada if by is ada else bob).connect(whom))
+
+                async with trio.open_nursery() as both:  # at the same moment
+                    both.start_soon(connect, "bob", ada)
+                    both.start_soon(connect, "ada", bob)
+                to_bob, to_ada = ada.connections["bob"], bob.connections["ada"]
+                assert {to_bob, to_ada} == set(got)
+                messages = [{"a": [1, None]}, "x" * 200_000, b"\x00" * 200_000, b"", ""]
+                for message in messages:
+                    await to_bob.send(message)
+                for message in messages:
+                    assert (await bob.messages.receive()).data == message
+                server_scope.cancel()
+                async for event in ada.events:
+                    if isinstance(event, BrokerLost):
+                        break
+                await to_ada.send("without a broker")
+                assert await to_bob.receive() == "without a broker"
+                await ada.disconnect("bob")
+                assert [message async for message in to_ada] == []
+                assert to_ada.close_reason
