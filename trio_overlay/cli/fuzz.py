@@ -34,6 +34,7 @@ and written to a file that --replay lives through again. Exit code 1 if one fail
 
 OVERLAYS = {
     "tree": "trio_overlay.testing.tree:TreeMachine",
+    "relay": "trio_overlay.testing.relay:RelayMachine",
     "neighbours": "trio_overlay.testing.neighbours:NeighboursMachine",
     "broker": "trio_overlay.testing.broker:BrokerMachine",
 }

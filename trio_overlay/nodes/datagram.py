@@ -157,10 +157,12 @@ class RelaySocket:
 
         trio.ClosedResourceError: this socket, or its relay, is closed.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()  # cancelled with its relay, it is not closed
         self._check_open()
         try:
             data, address = await self._arrived.receive()
         except trio.EndOfChannel:
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise trio.ClosedResourceError("this socket was closed") from None
         return data[:bufsize], address
 

@@ -49,6 +49,7 @@ from trio_overlay.protocol.relay import (
 )
 from trio_overlay.protocol.relay_peer import (
     CONNECT_TIMEOUT,
+    NO_ROOM,
     Action,
     Close,
     Connect,
@@ -82,8 +83,8 @@ MAX_SESSIONS = 64
 """WebRTC connections that come up at a time."""
 MAX_SPARES = 16
 MIN_REDIAL_DELAY, MAX_REDIAL_DELAY = 0.5, 30.0
-MAX_IDLE_REDIAL_DELAY = 300.0
-"""The same while there are other neighbours."""
+MAX_CROWDED_REDIAL_DELAY = 300.0
+"""The same where there was no room for us, while there are other neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +286,7 @@ class Relay:
         raise ConnectionFailed(f"{peer} was not connected within {timeout:g} s")
 
     async def disconnect(self, id: PeerId | bytes) -> None:  # noqa: A002
-        """Close the connection to the neighbour *id*, and open none to it for a minute.
+        """Close the connection to the neighbour *id*, and open none to it for half a minute.
 
         Nothing happens if it is no neighbour. UsageError: *id* is no id.
         """
@@ -449,33 +450,37 @@ class Relay:
         delay = MIN_REDIAL_DELAY
         while True:
             began_at = trio.current_time()
+            longest = MAX_REDIAL_DELAY
             try:
-                peer = await self._live_with_url(url)
+                peer, reason = await self._live_with_url(url)
                 if peer in self._links:  # by another connection
                     await self._gone[peer].wait()
+                elif reason == NO_ROOM:
+                    longest = MAX_CROWDED_REDIAL_DELAY
             except OutcomeError as error:
                 logger.info("the bootstrap server did not connect: %s", error)
             if trio.current_time() - began_at > MAX_REDIAL_DELAY:
                 delay = MIN_REDIAL_DELAY
-            delay = await self._wait_to_redial(delay)
+            delay = await self._wait_to_redial(delay, longest)
 
-    async def _wait_to_redial(self, delay: float) -> float:
+    async def _wait_to_redial(self, delay: float, longest: float) -> float:
         """Wait for about *delay* seconds; the next delay. Shorter once nobody else is left."""
         if self._links:
+            delay = longest if longest > MAX_REDIAL_DELAY else delay
             with trio.move_on_after(delay * self._rng.uniform(0.5, 1.0)):
                 await self._lonely.park()
                 delay = MIN_REDIAL_DELAY  # and below, for all who lost the same server at once
         if not self._links:
             delay = min(delay, MAX_REDIAL_DELAY)
             await trio.sleep(delay * self._rng.uniform(0.5, 1.0))
-        return min(2 * delay, MAX_IDLE_REDIAL_DELAY if self._links else MAX_REDIAL_DELAY)
+        return min(2 * delay, MAX_REDIAL_DELAY)
 
     # --- connections that come up ---------------------------------------------------------
 
     async def _live_with_url(
         self, url: str, expected: PeerId | None = None, session: _Session | None = None
-    ) -> PeerId:
-        """Dial *url*, and be connected until that ends; who was there.
+    ) -> tuple[PeerId, str | None]:
+        """Dial *url*, and be connected until that ends; who was there, and why it ended.
 
         OutcomeError: nobody, or another than *expected*.
         """
@@ -489,7 +494,7 @@ class Relay:
         session: _Session | None = None,
         *,
         is_incoming: bool = False,
-    ) -> PeerId:
+    ) -> tuple[PeerId, str | None]:
         try:
             with trio.move_on_after(FIRST_FRAME_TIMEOUT) as scope:
                 await channel.send(encode_first_frame(self.id))
@@ -504,7 +509,7 @@ class Relay:
             raise ConnectionFailed(f"another peer than {expected} answers there")
         link = RelayLink(channel, peer, "websocket", is_incoming=is_incoming)
         await self._live_with_link(link, session)
-        return peer
+        return peer, link.close_reason
 
     async def _live_with_link(self, link: RelayLink, session: _Session | None) -> None:
         """Have the other end of *link* for a neighbour, if we take it, until that ends.

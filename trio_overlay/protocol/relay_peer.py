@@ -47,6 +47,8 @@ OFFER_TIMEOUT: Final = 10.0
 CONNECT_TIMEOUT: Final = 40.0
 """Seconds from the answer to the connection, at either end."""
 VISIT_TIMEOUT: Final = 20.0
+NO_ROOM: Final = "there is no more room for this id here"
+"""What a visitor is told when its time is over."""
 KNOWN_AGE: Final = 300.0
 """Seconds after which a peer that was not heard of again is known no longer."""
 PROBE_AGE: Final = 120.0
@@ -55,7 +57,7 @@ TELL_AGE: Final = 60.0
 """Others are told of peers that were heard within so many seconds, and of neighbours."""
 MAX_ANSWERING: Final = 64
 MAX_FAILED: Final = 500
-FAILED_AGE: Final = 60.0
+FAILED_AGE: Final = 30.0
 """Seconds for which a peer that could not be connected is left alone."""
 MAX_DELIVERED: Final = 10_000
 DELIVERED_AGE: Final = 300.0
@@ -604,7 +606,7 @@ class RelayPeer:
                 actions += self._ask_for_life(peer, neighbour, now)
         for peer, (until, _) in self.visitors.items():
             if now >= until:
-                actions.append(Close(peer, "there is no more room for this id here"))
+                actions.append(Close(peer, NO_ROOM))
         return actions
 
     def _ask_for_life(self, peer: PeerId, neighbour: Neighbour, now: float) -> list[Action]:

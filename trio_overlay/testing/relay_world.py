@@ -1,0 +1,264 @@
+"""Relays as a world for stories."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+import trio
+
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.relay import PeerJoined, Relay, open_relay
+from trio_overlay.protocol.relay import PeerId
+from trio_overlay.protocol.relay_routing import MAX_NONCES
+from trio_overlay.testing.history import History
+from trio_overlay.testing.story import Step
+from trio_overlay.testing.world import Life, VirtualWorld
+
+HUB = "hub"
+MAX_REMEMBERED = MAX_NONCES + 20_000
+"""Entries of all tables of one relay, whatever happens to it."""
+
+
+class RelayWorld(VirtualWorld):
+    """A hub that listens, and relays that dial it; every other one of them listens, too.
+
+    Settings, besides those of every world: ``join_timeout`` (30), the seconds in which a relay has
+    a neighbour or is let live without; ``receipt_timeout`` (20).
+
+    Further steps:
+
+    ================  ===========================================================================
+    n1 tells n2       n1 sends a message to n2
+    n1 assures n2     the same, with a receipt
+    n1 connects n2    n1 wants a connection to n2
+    n1 lets_go n2     n1 closes the one it has
+    n1 gives_up       what n1 sends and connects is cancelled
+    hub crashes       and ``hub restarts``, with another id
+    ================  ===========================================================================
+    """
+
+    def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
+        super().__init__(settings, history=history)
+        self.receipt_timeout = float(settings.get("receipt_timeout", "20"))
+        self.nodes: dict[str, Relay] = {}
+        """Those that are open, the hub among them, oldest first."""
+        self.count_confirmed = 0
+        self._join_timeout = float(settings.get("join_timeout", "30"))
+        self._nurseries: dict[str, trio.Nursery] = {}
+        self._tries: dict[str, list[trio.CancelScope]] = {}
+        self._hub: trio.CancelScope | None = None
+        self._count_hubs = 0
+        self._count_messages = 0
+        self._arrived: Counter[tuple[str, int]] = Counter()
+        """How often each message has come out, by the name of who has got it and its number."""
+
+    @property
+    def join_timeout(self) -> float:
+        return self._join_timeout
+
+    @property
+    def residents(self) -> frozenset[str]:
+        return super().residents | {HUB}
+
+    @property
+    def hub_is_running(self) -> bool:
+        """Whether the hub is neither crashed nor gone."""
+        return self._hub is not None
+
+    async def open(self, stack: AsyncExitStack) -> None:  # noqa: ARG002 - the hub may crash
+        self._begin_hub()
+
+    async def live(self, life: Life) -> None:
+        name = life.name
+        async with self._open_node(name) as relay, open_background_nursery() as nursery:
+            self._note_node(name, relay, nursery)
+            try:
+                try:
+                    with life.joining, trio.move_on_after(self.join_timeout):
+                        await self._wait_for_a_neighbour(relay)
+                        life.has_joined = True
+                        self.count_joined += 1
+                finally:
+                    life.join_ended_at = trio.current_time()
+                if not life.joining.cancel_called:
+                    with life.staying:
+                        await self.stay(life, relay)
+            finally:
+                self._forget_node(name)
+
+    async def stay(self, life: Life, node: Relay) -> None:  # noqa: ARG002 - to be extended
+        """What the application does with its *node* until it leaves; nothing, here."""
+        await trio.sleep_forever()
+
+    async def finish(self) -> None:
+        self.network.thaw(HUB)
+        if self._hub is None:
+            self._restart_hub()
+        await super().finish()
+
+    # --- steps ----------------------------------------------------------------------------
+
+    def perform(self, step: Step) -> None:
+        relay, whom = self.nodes.get(step.who), step.whom
+        match step.verb:
+            case "crashes" if step.who == HUB:
+                if self._hub is not None:
+                    self._trouble_at = trio.current_time()
+                    self.network.crash(HUB, noticed_after=self.noticed_after)
+                    self._hub.cancel()
+                    self._hub = None
+            case "restarts" if step.who == HUB:
+                if self._hub is None:
+                    self._restart_hub()
+            case "tells" | "assures" | "connects" | "lets_go" if whom is not None:
+                other = self.nodes.get(whom)
+                if relay is not None and other is not None and relay is not other:
+                    self._let(step.who, relay, step.verb, whom, other.id)
+            case "gives_up":
+                for scope in self._tries.get(step.who, ()):
+                    scope.cancel()
+            case "tells" | "assures" | "connects" | "lets_go":
+                raise ValueError(f"nobody knows how to do this: {step}")
+            case _:
+                super().perform(step)
+
+    def _let(self, name: str, relay: Relay, verb: str, whom: str, peer: PeerId) -> None:
+        self._count_messages += 1
+        number = self._count_messages
+
+        async def assure() -> None:
+            await relay.send(peer, [number, 1], wait_for_receipt=True, timeout=self.receipt_timeout)
+            self.collect()
+            assert self._arrived[whom, number] == 1, f"{whom} confirmed what it never got"
+            self.count_confirmed += 1
+
+        match verb:
+            case "tells":
+                self._try(name, lambda: relay.send(peer, [number, 0]))
+            case "assures":
+                self._try(name, assure)
+            case "connects":
+                self._try(name, lambda: relay.connect(peer))
+            case "lets_go":
+                self._try(name, lambda: relay.disconnect(peer))
+
+    def _try(self, name: str, action: Callable[[], Awaitable[object]]) -> None:
+        scope = trio.CancelScope()
+        tries = self._tries[name]
+        tries.append(scope)
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await action()
+            except OutcomeError as error:
+                self.network.note(f"it came to nothing: {error}")
+            finally:
+                tries.remove(scope)
+
+        self._nurseries[name].start_soon(run)
+
+    def collect(self) -> None:
+        """Take in what has come to all nodes.
+
+        AssertionError: a message came twice.
+        """
+        for name, relay in self.nodes.items():
+            for _ in range(len(relay.messages)):
+                number, _ = relay.messages.receive_nowait().data
+                self._arrived[name, number] += 1
+                assert self._arrived[name, number] == 1, f"{name} got message {number} twice"
+
+    # --- checks ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        self.check_lives()
+        self.collect()
+        for name, relay in self.nodes.items():
+            mind = relay._mind
+            assert set(relay.peers) == set(mind._links), f"{name} is of two minds"
+            assert relay.id not in relay.peers, f"{name} is its own neighbour"
+            for index in mind.neighbours.indices:
+                assert mind.neighbours.count(index) <= mind.policy.bucket_size
+            assert mind.count_remembered <= MAX_REMEMBERED
+            assert len(relay._sessions) <= len(mind.attempts) + 2 * len(self.nodes)
+
+    def check_quiet(self) -> None:
+        names = {relay.id: name for name, relay in self.nodes.items()}
+        count_links: Counter[str] = Counter()
+        for name, relay in self.nodes.items():
+            for peer, link in relay.peers.items():
+                assert peer in names, f"{name} has {peer} for a neighbour, who is gone"
+                other = self.nodes[names[peer]]
+                assert relay.id in other.peers, f"{names[peer]} does not know of {name}"
+                count_links[link.transport] += 1
+            missing = {other for peer, other in names.items() if peer not in relay.peers}
+            assert missing == {name}, f"{name} is not connected to {missing - {name}}"
+            for what in ("_sessions", "_connecting", "_receipts", "_spares"):
+                assert not getattr(relay, what), f"{name} keeps {what}"
+            assert not relay._mind._expected
+        assert self.network.count_open_peers == count_links["webrtc"]
+        assert 2 * self.network.count_open_sockets == count_links["websocket"], "\n".join(
+            self.network.list_open()
+        )
+
+    def is_settled(self) -> bool:
+        everybody = {relay.id for relay in self.nodes.values()}
+        return all(
+            relay.peers.keys() == everybody - {relay.id} and not relay._sessions
+            for relay in self.nodes.values()
+        )
+
+    # --- nodes ----------------------------------------------------------------------------
+
+    def _begin_hub(self) -> None:
+        self._hub = trio.CancelScope()
+        self._count_hubs += 1
+        self._nursery.start_soon(self._run_hub, self._hub, self._count_hubs)
+
+    def _restart_hub(self) -> None:
+        self._trouble_at = trio.current_time()
+        self.network.restart(HUB)
+        self._begin_hub()
+
+    async def _run_hub(self, scope: trio.CancelScope, number: int) -> None:
+        with scope:
+            async with (
+                self._open_node(HUB, f"{HUB} {number}") as relay,
+                open_background_nursery() as nursery,
+            ):
+                self._note_node(HUB, relay, nursery)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._forget_node(HUB)
+
+    async def _wait_for_a_neighbour(self, relay: Relay) -> None:
+        async for event in relay.events:
+            if isinstance(event, PeerJoined):
+                return
+
+    def _open_node(self, name: str, seed: str = "") -> AbstractAsyncContextManager[Relay]:
+        rng = random.Random(f"{self.seed} {seed or name}")
+        listens = name == HUB or name[-1] in "02468"
+        return open_relay(
+            network=self.network.host(name),
+            port=0 if listens else None,
+            bootstrap=[] if name == HUB else [f"ws://{HUB}"],
+            allow_private_addresses=True,
+            rng=rng,
+        )
+
+    def _note_node(self, name: str, relay: Relay, nursery: trio.Nursery) -> None:
+        self.nodes[name] = relay
+        self._nurseries[name] = nursery
+        self._tries[name] = []
+
+    def _forget_node(self, name: str) -> None:
+        self.collect()
+        for table in (self.nodes, self._nurseries, self._tries):
+            del table[name]
