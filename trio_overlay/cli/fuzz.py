@@ -34,9 +34,9 @@ and written to a file that --replay lives through again. Exit code 1 if one fail
 
 OVERLAYS = {
     "tree": "trio_overlay.testing.tree:TreeMachine",
-    "relay": "trio_overlay.testing.relay:RelayMachine",
     "neighbours": "trio_overlay.testing.neighbours:NeighboursMachine",
     "broker": "trio_overlay.testing.broker:BrokerMachine",
+    "relay": "trio_overlay.testing.relay:RelayMachine",
 }
 """The machines that come with this package."""
 
