@@ -66,11 +66,17 @@ class Neighbourhoods:
 
     @asynccontextmanager
     async def stranger(
-        self, name: str, to: str, *, extensions: frozenset[str] = EXTENSIONS, pid: str = "test"
+        self,
+        name: str,
+        to: str,
+        *,
+        extensions: frozenset[str] = EXTENSIONS,
+        pid: str = "test",
+        tid: str | None = None,
     ) -> AsyncIterator[Stranger]:
         """Somebody with an arc to the peer *to*, who then says what the test wants."""
         node = self[to]
-        tid = f"arc of {name}"
+        tid = tid or f"arc of {name}"
         async with self.network.host(name).open_peer(initiator=True) as peer:
 
             async def back(message: JSON) -> None:
@@ -84,8 +90,9 @@ class Neighbourhoods:
                 await trio.lowlevel.checkpoint()
 
             channel = await shake_hands(peer, PushedRoad(carry))
-            while f"{name}-O" not in node.inview:
-                await node.events.receive()
+            arcs = node._hood.arcs
+            while all(tid not in arcs.arcs_of(link) for link in node._hood.links):  # noqa: ASYNC110
+                await trio.sleep(0.01)  # of virtual time; the events are for the test to read
             yield Stranger(name, channel, pid, tid)
 
     async def link(self, one: str, other: str) -> None:
