@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from trio_overlay.signaling.connection import CLOSE_TIMEOUT
 from trio_overlay.signaling.registry import LocalPeers, Registry
 from trio_overlay.signaling.server import SignalingServer
 
+DATA = Path(__file__).parent.parent / "data"
 OFFER = {"type": "offer", "sdp": "v=0"}
 
 Clock = trio.testing.MockClock
@@ -239,3 +242,31 @@ async def test_the_broker_has_further_paths_or_none(autojump_clock: Clock) -> No
             assert request.rejection[0] == 404
     with pytest.raises(UsageError):
         SignalingServer(SECRET, broker_paths=["/join"])
+
+
+def conversations() -> dict[str, list[str]]:
+    text = (DATA / "broker-conversations.txt").read_text(encoding="utf-8")
+    title, *parts = re.split(r"^== (.*)\n", text, flags=re.MULTILINE)
+    assert all(line.startswith("#") for line in title.splitlines() if line)
+    return {
+        name: [line for line in lines.splitlines() if line]
+        for name, lines in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", conversations())
+async def test_the_broker_says_what_the_script_has_it_say(name: str, autojump_clock: Clock) -> None:
+    async with open_world() as world:
+        peers: dict[str, MemoryChannel] = {}
+        for line in conversations()[name]:
+            who, direction, frame = line.split(" ", 2)
+            if who not in peers:
+                peers[who] = await world.dial()
+            if direction == ">":
+                await peers[who].send(frame)
+            else:
+                assert await hear(peers[who]) == json.loads(frame), line
+        await trio.sleep(1)
+        for peer in peers.values():  # and nothing else
+            await say(peer, {"id": "last", "method": "ping"})
+            assert (await hear(peer))["id"] == "last"
