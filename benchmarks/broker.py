@@ -1,0 +1,230 @@
+"""How much a broker does: registrations and signals a second, and the memory of idle connections.
+
+    python -m benchmarks.broker --peers 1000
+    python -m benchmarks.broker --redis redis://127.0.0.1:6379 --workers 2
+
+The broker is ``trio-overlay server``, in processes of its own, with all its limits in force; the
+peers are plain WebSocket connections in this process. The peers need about as much CPU as the
+broker does, so on fewer than two cores free the rates are of both together; CPU is the
+broker's alone, all of its processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from trio_overlay.channels.channel import Channel
+from trio_overlay.channels.websocket import open_websocket_channel
+from trio_overlay.protocol.broker import (
+    UNAVAILABLE,
+    Register,
+    Request,
+    Response,
+    decode_answer,
+    encode_peer_signal,
+    encode_request,
+    peer_signal,
+)
+from trio_overlay.protocol.json import JSON
+from trio_overlay.signaling.limits import raise_descriptor_limit
+
+REGISTRATIONS = 10
+"""Of each peer, one id after the other; 20 at once are within the broker's limits."""
+SIGNALS = 200
+"""Of each peer to another, as many as twenty handshakes take."""
+SIGNALS_UNREAD = 20
+"""Those of one peer on their way at a time."""
+READY_INTERVAL = 2.0
+OFFER: JSON = {"type": "offer", "sdp": "v=0\r\n" + "a=candidate\r\n" * 40}
+"""About as large as the offer of a data channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many of something, one after the other on each connection and all connections at once."""
+
+    name: str
+    count: int
+    seconds: float
+    cpu_seconds: float
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    raise_descriptor_limit()
+    trio.run(measure, options)
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.broker", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--peers", type=int, default=500, metavar="N", help="connections (500)")
+    add("--workers", type=int, default=1, metavar="N", help="processes of the broker (1)")
+    add("--redis", metavar="URL", help="what the workers share; needed for more than one")
+    return parser.parse_args(arguments)
+
+
+async def measure(options: argparse.Namespace) -> None:
+    """Have the peers connect, register and signal, and print what it took."""
+    count = options.peers // 2 * 2
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(open_broker_process(options))
+        before = broker.memory()
+        began, cpu_began = time.perf_counter(), broker.cpu_seconds()
+        dials = [open_websocket_channel(broker.url) for _ in range(count)]
+        peers: list[Channel] = [await stack.enter_async_context(each) for each in dials]
+        rates = [
+            Rate(
+                "connections",
+                count,
+                time.perf_counter() - began,
+                broker.cpu_seconds() - cpu_began,
+            )
+        ]
+        memory = (broker.memory() - before) / count
+        async with trio.open_nursery() as nursery:
+            for number, peer in enumerate(peers):
+                nursery.start_soon(wait_until_ready, number, peer)
+        rates.append(await rate("registrations", broker, peers, register_often, REGISTRATIONS))
+        rates.append(await rate("signals", broker, peers, exchange_signals, SIGNALS))
+    report(options.workers, count, memory, rates)
+
+
+class BrokerProcess:
+    """A running ``trio-overlay server``, with the workers it has started."""
+
+    def __init__(self, process: trio.Process, url: str) -> None:
+        self.url = url
+        self._process = process
+
+    def cpu_seconds(self) -> float:
+        """Of all its processes, up to now."""
+        ticks = 0
+        for pid in self._pids():
+            # utime and stime; the name before them may hold anything but the last bracket
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> int:
+        """Bytes that all its processes hold."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids())
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _pids(self) -> list[int]:
+        own = self._process.pid
+        # A child is its thread's, and processes are started in threads that may be gone.
+        children = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has ended meanwhile
+                pid, _, rest = path.read_text().partition(" ")
+                if rest.rpartition(")")[2].split()[1] == str(own):
+                    children.append(int(pid))
+        return [own, *children]
+
+
+@asynccontextmanager
+async def open_broker_process(options: argparse.Namespace) -> AsyncIterator[BrokerProcess]:
+    command = [sys.executable, "-m", "trio_overlay", "server", "--host", "127.0.0.1", "--port", "0"]
+    command += ["--log-level", "error", "--workers", str(options.workers)]
+    if options.redis is not None:
+        command += ["--redis", options.redis]
+    process = await trio.lowlevel.open_process(
+        command, stdout=subprocess.PIPE, env={**os.environ, "SECRET": "benchmark"}
+    )
+    try:
+        assert process.stdout is not None
+        said = b""
+        while not said.endswith(b"\n"):
+            chunk = await process.stdout.receive_some()
+            if not chunk:
+                raise SystemExit("the broker did not start")
+            said += chunk
+        yield BrokerProcess(process, said.decode().split()[-1])
+    finally:
+        process.terminate()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def rate(
+    name: str,
+    broker: BrokerProcess,
+    peers: list[Channel],
+    act: Callable[[int, list[Channel]], Awaitable[None]],
+    count: int,
+) -> Rate:
+    """Have each of *peers* do its *count* of something."""
+    began, cpu_began = time.perf_counter(), broker.cpu_seconds()
+    async with trio.open_nursery() as nursery:
+        for number in range(len(peers)):
+            nursery.start_soon(act, number, peers)
+    seconds, cpu_seconds = time.perf_counter() - began, broker.cpu_seconds() - cpu_began
+    return Rate(name, count * len(peers), seconds, cpu_seconds)
+
+
+async def wait_until_ready(number: int, channel: Channel) -> None:
+    """Return when this peer can register: a Redis that is new grants nothing for one lease."""
+    while True:
+        await channel.send(encode_request(Request(Register(f"ready {number}"), 0)))
+        answer = decode_answer(await channel.receive())
+        assert isinstance(answer, Response)
+        if answer.failure is None or answer.failure.code != UNAVAILABLE:
+            return
+        await trio.sleep(READY_INTERVAL)
+
+
+async def register_often(number: int, peers: list[Channel]) -> None:
+    """Move from one id to the next; keep the last."""
+    channel = peers[number]
+    for turn in reversed(range(REGISTRATIONS)):
+        identifier = f"p{number}" if turn == 0 else f"p{number} {turn}"
+        await channel.send(encode_request(Request(Register(identifier), turn)))
+        answer = decode_answer(await channel.receive())
+        assert isinstance(answer, Response)
+        assert answer.failure is None, answer
+
+
+async def exchange_signals(number: int, peers: list[Channel]) -> None:
+    """Say so many signals to the peer beside this one, and hear as many."""
+    channel, other = peers[number], number ^ 1
+    text = encode_peer_signal(peer_signal(f"p{number}", f"p{other}", OFFER))
+    for start in range(0, SIGNALS, SIGNALS_UNREAD):
+        count = min(SIGNALS_UNREAD, SIGNALS - start)
+        for _ in range(count):
+            await channel.send(text)
+        for _ in range(count):
+            await channel.receive()
+
+
+def report(workers: int, peers: int, memory: float, rates: list[Rate]) -> None:
+    console = Console()
+    table = Table(show_edge=False)
+    for heading in (f"{peers} peers, {workers} worker(s)", "count", "a second", "broker's CPU"):
+        table.add_column(heading, justify="right" if table.columns else "left")
+    for each in rates:
+        table.add_row(
+            each.name,
+            f"{each.count:,}",
+            f"{each.count / each.seconds:,.0f}",
+            f"{each.cpu_seconds / each.count * 1e6:,.0f} µs each",
+        )
+    console.print(table)
+    console.print(f"memory of an idle connection: {memory / 1024:.1f} KiB", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
