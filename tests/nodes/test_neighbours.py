@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,9 @@ from trio_overlay.errors import (
     PeerNotFound,
     UsageError,
 )
+from trio_overlay.nodes.neighbour_ways import Carry
 from trio_overlay.nodes.neighbours import ArcClose, ArcFail, ArcOpen
+from trio_overlay.protocol.broker import PeerSignal
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
     ArcRequest,
@@ -29,6 +33,7 @@ from trio_overlay.protocol.neighbours import (
     encode_payload,
 )
 from trio_overlay.signaling.bootstrap import Request, open_bootstrap
+from trio_overlay.signaling.broker_client import BrokerClient, open_broker
 from trio_overlay.testing.signaling import AUTHORITY, SECRET, open_signaling
 
 
@@ -398,6 +403,39 @@ async def test_first_arc_comes_up_through_the_bootstrap_server_which_is_not_need
         world["a"].disconnect("root-I")
         await trio.sleep(62)
         assert world.network.count_open()["a"] == 1  # the channel was closed, as any
+
+
+async def test_first_arc_comes_up_through_a_broker_which_carries_the_messages(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        open_world("a", "b") as world,
+        open_signaling(world.network) as signaling,
+        AsyncExitStack() as stack,
+    ):
+        a, b = world["a"], world["b"]
+        brokers: dict[str, BrokerClient] = {}
+
+        def way(source: str, target: str) -> Carry:
+            return partial(brokers[source].send_signal, source, target)
+
+        def take(signal: PeerSignal) -> None:
+            message = signal.params["signal"]
+            if message["type"] == "MRequest":
+                b.accept(way("b", "a"), message)
+            else:
+                a.finalize(message)
+
+        for name in "ab":
+            network, rng = world.network.host(name), random.Random(name)
+            opening = open_broker(AUTHORITY, network=network, rng=rng, on_signal=take)
+            brokers[name] = await stack.enter_async_context(opening)
+            await brokers[name].register(name)
+        assert await a.initiate(way("a", "b")) == "b-I"
+        signaling.crash()
+        await trio.sleep(1)
+        await b.send("a-O", "no broker")
+        assert (await a.messages.receive()).data == "no broker"
 
 
 ANSWER_TO_ANOTHER = encode_neighbour(
