@@ -26,6 +26,8 @@ from trio_overlay.nodes.neighbours import ArcClose, ArcFail, ArcOpen
 from trio_overlay.protocol.broker import PeerSignal
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
+    EXTENSIONS,
+    ArcEnd,
     ArcRequest,
     ArcResponse,
     Send,
@@ -363,6 +365,74 @@ async def test_options_are_checked(options: dict[str, Any], autojump_clock: Mock
             await world.add("a", **options)
         with pytest.raises(ValueError, match="peer"):
             await world.add("x" * 255)
+
+
+# --- no half of an arc --------------------------------------------------------------------
+
+
+async def test_arc_that_only_the_accepting_end_has_is_disowned(autojump_clock: MockClock) -> None:
+    """Its request was given up, and it had not heard so when it counted the arc."""
+    async with open_world("a", "b") as world:
+        a, b = world["a"], world["b"]
+        await world.link("a", "b")
+        await trio.sleep(1)
+        (link,) = b._hood.links.values()
+        b._hood.add_arc(link, "ghost", "test")
+        assert b.inview == {"a-O": 2}
+        link.post("test", ArcResponse("ghost", "b-I", "test", None, extensions=EXTENSIONS))
+        await trio.sleep(1)
+        assert (a.outview, b.inview) == ({"b-I": 1}, {"a-O": 1})
+
+
+async def test_arc_whose_attempt_was_given_up_is_taken_back(autojump_clock: MockClock) -> None:
+    async with open_world("b") as world, world.stranger("x", "b") as stranger:
+        await stranger.say(ArcRequest("t", "x-O", "test", None, extensions=EXTENSIONS))
+        assert isinstance(await stranger.hear(), ArcResponse)
+        assert world["b"].inview == {"x-O": 2}
+        await stranger.say(ArcEnd("t", "x-O", "test", "cancelled"))
+        await trio.sleep(1)
+        assert world["b"].inview == {"x-O": 1}
+
+
+async def test_call_that_is_cancelled_just_as_its_arc_opens_leaves_none(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world["a"], world["b"]
+        await world.link("a", "b")
+        await trio.sleep(1)
+        with trio.CancelScope() as scope:
+            monkeypatch.setattr(a, "note_arc", lambda _: scope.cancel())
+            await a.connect(to="b-I")
+        assert scope.cancelled_caught
+        await trio.sleep(1)
+        assert (a.outview, b.inview) == ({"b-I": 1}, {"a-O": 1})
+
+
+@pytest.mark.parametrize("how", ["leaves", "crashes"])
+async def test_initiator_that_is_gone_holds_no_place_at_the_bridge_or_the_other_end(
+    how: str, autojump_clock: MockClock
+) -> None:
+    """One that leaves says so; one that crashes is noticed by the bridge, and times out beyond."""
+    async with open_world("bridge", "b") as world:
+        bridge, b = world["bridge"], world["b"]
+        await world.link("bridge", "b")
+        with trio.CancelScope() as scope:
+            async with world.open("a"):
+                await world.link("bridge", "a")
+                await bridge.connect("a-I", "b-I")
+                while not len(b._answers):  # noqa: ASYNC110 - it is there for less than a second
+                    await trio.sleep(0.001)
+                assert len(bridge._bridging) == 1
+                if how == "crashes":
+                    world.network.crash("a", noticed_after=0.5)
+                scope.cancel()
+        await trio.sleep(1)
+        assert len(bridge._bridging) == 0
+        assert len(b._answers) == (0 if how == "leaves" else 1)
+        await trio.sleep(10)
+        assert len(b._answers) == 0
+        assert "a-O" not in b.inview
 
 
 # --- the first arc over a channel ---------------------------------------------------------

@@ -94,6 +94,8 @@ class Link:
         self._credit_came = trio.Event()
         self._sending = trio.StrictFIFOLock()
         self._posted, self._to_write = trio.open_memory_channel[tuple[str, Payload]](MAX_POSTED)
+        self._saying: tuple[str, Payload] | None = None
+        """What was taken from the queue last, until it is said."""
         self._scope = trio.CancelScope()
         self._keeping = trio.CancelScope()
         self._close_reason: str | None = None
@@ -212,7 +214,7 @@ class Link:
             self.end_nowait("the node left")
             self._posted.close()
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await self._write_posted()
+                await self._say_last()
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._channel.aclose(self._close_reason or "")
             self._to_write.close()
@@ -255,12 +257,28 @@ class Link:
                         self._on_payload(self, pid, payload, 0)
 
     async def _write_posted(self) -> None:
-        async for pid, payload in self._to_write:
-            text = encode_neighbour(Send(self.own_end, pid, encode_payload(payload)))
-            try:
-                await self._channel.send(text)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+        async for posted in self._to_write:
+            self._saying = posted
+            if not await self._say(*posted):
                 return  # the reader meets the same, and knows the reason
-            except MessageTooLarge as error:
-                # It is somebody else who made it so large; the neighbour can do nothing for it.
-                logger.info("what was to be passed on does not fit %r: %s", self, error)
+            self._saying = None
+
+    async def _say_last(self) -> None:
+        """Say what was posted before the end: farewells, above all."""
+        if self._saying is not None and not isinstance(self._saying[1], ConnectTo | Direct):
+            # Cancelled while it was being said, and perhaps it was: twice is as good as once,
+            # but for wishes.
+            await self._say(*self._saying)
+        await self._write_posted()
+
+    async def _say(self, pid: str, payload: Payload) -> bool:
+        """Whether the channel is still open."""
+        text = encode_neighbour(Send(self.own_end, pid, encode_payload(payload)))
+        try:
+            await self._channel.send(text)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        except MessageTooLarge as error:
+            # It is somebody else who made it so large; the neighbour can do nothing for it.
+            logger.info("what was to be passed on does not fit %r: %s", self, error)
+        return True

@@ -200,6 +200,10 @@ class NeighboursWorld(VirtualWorld):
 
     # --- checks ---------------------------------------------------------------------------
 
+    def is_settled(self) -> bool:
+        # The gate dials a server that has restarted in up to half a minute.
+        return bool(self.signaling.server.status()["roots"])
+
     def check(self) -> None:
         self.check_lives()
         for name, node in self.nodes.items():
