@@ -58,7 +58,10 @@ async def run_root(arguments: argparse.Namespace, console: Console | None = None
     async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
         await node.become_root(arguments.secret)
         console.print(f"root of {arguments.host}")
-        await _live(node, console, name=None)
+        try:
+            await _live(node, console, name=None)
+        finally:
+            await _leave(node)
     return 0
 
 
@@ -67,8 +70,17 @@ async def run_node(arguments: argparse.Namespace, console: Console | None = None
     console = console or plain_console()
     async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
         await node.join()
-        await _live(node, console, name=arguments.origin)
+        try:
+            await _live(node, console, name=arguments.origin)
+        finally:
+            await _leave(node)
     return 0
+
+
+async def _leave(node: TreeNode) -> None:
+    """Hand the children over before the end; it takes `TreeNode.leave_timeout` at most."""
+    with trio.CancelScope(shield=True):
+        await node.aclose()
 
 
 async def _live(node: TreeNode, console: Console, name: str | None) -> None:

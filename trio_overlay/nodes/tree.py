@@ -29,6 +29,10 @@ from trio_overlay.nodes.tree_channel import (
     TreeChannel,
     TreeOnly,
 )
+from trio_overlay.nodes.tree_leaving import Leave
+from trio_overlay.nodes.tree_roads import Roads
+from trio_overlay.nodes.tree_roots import Rootship
+from trio_overlay.nodes.tree_standby import Standby
 from trio_overlay.protocol.ancestry import Ancestry, Descent
 from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame, Withdrawn
 from trio_overlay.protocol.branch import (
@@ -51,7 +55,12 @@ from trio_overlay.protocol.tree import (
     Beat,
     Descend,
     JoinRequest,
+    Leaving,
     Report,
+    RoadEnd,
+    RoadRequest,
+    RoadSignal,
+    StandBy,
     Withdraw,
     brought_view,
     frozen_number,
@@ -71,8 +80,7 @@ has been answered by then, or its applicant asks again."""
 MAX_REASON = 200
 """Characters of a reason that are passed on."""
 MIN_REJOIN_DELAY, MAX_REJOIN_DELAY = 0.3, 10.0
-LINGER_TIMEOUT = 1.0
-"""Seconds for which a node that has moved still hears its old parent: what was under way comes."""
+LEAVE_TIMEOUT = 5.0
 
 Connect: TypeAlias = Callable[[Mapping[str, JSON]], AbstractAsyncContextManager[Connection]]
 """One way to somebody who takes us for a child: it asks there, with the keys given in its request.
@@ -153,6 +161,7 @@ async def open_tree_node(
     *,
     max_degree: int = DEFAULT_MAX_DEGREE,
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT,
+    leave_timeout: float = LEAVE_TIMEOUT,
     rejoins: bool = True,
     heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - it is frozen
     ice_servers: Iterable[IceServer] = (),
@@ -172,7 +181,9 @@ async def open_tree_node(
     A full node passes requests on to where the shallowest free place below it is; *place_rule*
     gives another rule, such as the original's, `hash_place`.
 
-    Leaving the context leaves the tree and closes everything that was opened, at once.
+    Leaving the context leaves the tree and closes everything that was opened, at once; its
+    children then find other parents by themselves. `TreeNode.aclose` hands them over before, and
+    takes up to *leave_timeout* seconds for it.
 
     ValueError: *max_degree* is less than 1, or *request_timeout* not above 0.
     UsageError: *bootstrap* is no address of a server.
@@ -194,6 +205,7 @@ async def open_tree_node(
             rng,
             max_degree=max_degree,
             request_timeout=request_timeout,
+            leave_timeout=leave_timeout,
             rejoins=rejoins,
             heartbeat=heartbeat,
             place_rule=place_rule,
@@ -229,6 +241,7 @@ class TreeNode:
         *,
         max_degree: int,
         request_timeout: float,
+        leave_timeout: float,
         rejoins: bool,
         heartbeat: Heartbeat,
         place_rule: PlaceRule | None,
@@ -237,6 +250,7 @@ class TreeNode:
         self.id = f"{rng.getrandbits(64):016x}"
         """16 hex digits at random: what this node is called in paths."""
         self.request_timeout = request_timeout
+        self.leave_timeout = leave_timeout
         self.events: Stream[Event] = Stream()
         """What happens to the neighbours, from the beginning; unread, the newest thousand."""
         self.messages: Stream[Message] = Stream(
@@ -279,6 +293,10 @@ class TreeNode:
         self._children: dict[str, TreeChannel] = {}
         self._applicants: dict[str, Request] = {}
         self._requests: dict[str, trio.CancelScope] = {}
+        self._roads = Roads(self)
+        self._leaving = Leave(self)
+        self._rootship = Rootship(self)
+        self._standby = Standby(self)
 
     def __repr__(self) -> str:
         role = "root" if self.is_root else "joined" if self._parent else "alone"
@@ -291,12 +309,16 @@ class TreeNode:
 
     @property
     def children(self) -> Mapping[str, TreeChannel]:
-        """The channels to the children by their ids, in the order they came; a live view."""
+        """The channels to the children by their ids, in the order they came; a live view.
+
+        There can be more than `max_degree` for a moment: a leaver gives back its place before it goes.
+        """
         return MappingProxyType(self._children)
 
     @property
     def children_count(self) -> int:
-        return len(self._children)
+        """Of the children, those that are not about to leave: never more than `max_degree`."""
+        return len(self._children) - len(self._leaving.leavers)
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -356,17 +378,27 @@ class TreeNode:
             raise
 
     def close(self) -> None:
-        """Leave the tree, without waiting until everything is closed: `aclose` does."""
+        """Leave the tree at once: close all channels, and turn down everybody on the way in.
+
+        The end of `open_tree_node`'s context does it too. Afterwards the node can only be read.
+        """
         self._branch.close()
         self._nursery.cancel_scope.cancel()
 
     async def aclose(self) -> None:
-        """Leave the tree: close all channels, and turn down everybody on the way in.
+        """Leave the tree when all children have other parents, or after `leave_timeout` seconds.
 
-        The end of `open_tree_node`'s context does it too. Afterwards the node can only be read.
+        They ask this node's parent, over this node, and keep it until they have their new parent;
+        children of the old protocol are closed at the end. A root's ask the root that stands by, if
+        there is one. Cancelled, it leaves at once. In any case the node is closed afterwards.
         """
-        self.close()
-        await self._left.wait()
+        try:
+            if not self._left.is_set():
+                await self._leaving.hand_over(self.leave_timeout)
+        finally:
+            self.close()
+            with trio.CancelScope(shield=True):
+                await self._left.wait()
 
     async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Own everything that lives in time, until the node leaves."""
@@ -522,7 +554,7 @@ class TreeNode:
             self._orphaned = trio.Event()
         if old is not None:
             self.events.put(ParentClose(old, "this node has moved to another parent"))
-            self._nursery.start_soon(self._linger, old)
+            self._nursery.start_soon(self._leaving.linger, old)
         if HEAL in way.link.extensions:
             way.link.waits_with = None
             way.link.post(Beat())
@@ -531,14 +563,11 @@ class TreeNode:
         self.events.put(ParentConnect(way.link))
         way.task_status.started(way.link)
 
-    async def _linger(self, old: TreeChannel) -> None:
-        """Go from a former parent, when what it was about to say has come."""
-        await trio.sleep(LINGER_TIMEOUT)
-        old.end("this node has moved to another parent")
-
     def _part_from(self, way: _WayUp) -> None:
         """The link to the parent, or to who may have become it, or was it, is gone."""
         del self._ways_up[way.link]
+        self._roads.lose(way.link)
+        self._leaving.note_parent_gone(way.link)
         self._ancestry.holds = any(not other.is_confirmed for other in self._ways_up.values())
         if way.link is not self._parent:
             return
@@ -561,7 +590,8 @@ class TreeNode:
         if now == before:
             return
         if now.path and not before.path:
-            self._branch.open()
+            if not self._leaving.has_begun:
+                self._branch.open()
         elif before.path and not now.path:
             self._cut_off()
         self._note_surprise()
@@ -643,9 +673,18 @@ class TreeNode:
             case JoinRequest(request) if way is not None:
                 # From a parent left lately only the rest of what it began to pass on.
                 if neighbour is self._parent or self._branch.knows(request.origin):
+                    self._roads.note_request(neighbour, request)
                     self._take_request(request)
             case Withdraw(origin, reason) if way is not None:
                 self._take_withdrawal(origin, reason)
+            case RoadRequest() | RoadSignal() | RoadEnd():
+                if way is None and neighbour.id not in self._children:
+                    return  # an applicant has nothing to ask for
+                self._roads.take(neighbour, frame)
+            case Leaving():
+                self._leaving.take(neighbour, frame)
+            case StandBy() if neighbour is self._parent:
+                self._standby.be_introduced(neighbour)
             case Beat():
                 pass
             case _:
@@ -675,7 +714,13 @@ class TreeNode:
                 if WITHDRAW in self._children[child].extensions:
                     self._children[child].post(Withdraw(origin, reason[:MAX_REASON]))
         self._end_request(origin)
+        self._roads.end_request(origin, reason)
         self._note_surprise()
+
+    def _forget_request(self, origin: str) -> None:
+        """The request of *origin*, which was passed on, has come to its end, good or bad."""
+        self._branch.forget(origin)
+        self._end_request(origin)
 
     def _carry_out(self, origin: str, verdict: Verdict, frames: tuple[SignalFrame, ...]) -> None:
         match verdict:
@@ -688,6 +733,8 @@ class TreeNode:
             case HandOver():
                 for frame in frames:
                     self._applicants[origin].deliver(frame)
+            case Delegate(child) if not self._roads.may_go_to(origin, self._children[child]):
+                self._take_withdrawal(origin, "the way to a free place leads over old nodes")
             case Delegate(child):
                 self._begin_request(origin)
                 for frame in frames:
@@ -696,6 +743,7 @@ class TreeNode:
                 self._begin_request(origin)
             case Drop(reason):
                 logger.debug("a frame of %s is dropped: %s", origin, reason)
+                self._roads.end_request(origin, reason)
 
     def _carry_out_all(self, placements: Iterable[Placement[SignalFrame]]) -> None:
         for placement in placements:
@@ -725,6 +773,7 @@ class TreeNode:
             # Its time is over: whoever was to connect has, or will not.
             del self._requests[origin]
             self._branch.forget(origin)
+            self._roads.end_request(origin, "its time is over")
 
     # --- children -------------------------------------------------------------------------
 
@@ -732,12 +781,13 @@ class TreeNode:
         """One origin from its first frame to its end: an applicant, and a child if it connects."""
         origin = request.origin
         try:
-            async with self._bootstrap.answer(
+            answer = self._roads.answer(request) or self._bootstrap.answer(
                 request,
                 timeout=self.request_timeout,
                 extensions=EXTENSIONS,
                 network=self._network,
-            ) as connection:
+            )
+            async with answer as connection:
                 if request.withdrawn is not None:
                     raise JoinRefused(request.withdrawn)
                 await self._live_with_link(origin, connection)
@@ -747,6 +797,7 @@ class TreeNode:
             # Once its link has ended, the origin may have applied again, and be another applicant.
             if self._applicants.get(origin) is request:
                 del self._applicants[origin]
+                self._roads.end_request(origin, "it did not connect")
                 self._carry_out_all(self._branch.fail(origin))
 
     async def _live_with_link(self, origin: str, connection: Connection) -> None:
@@ -761,6 +812,7 @@ class TreeNode:
                 await link.run()
         finally:
             del self._links[origin]
+            self._roads.lose(link)
             if origin in self._children:
                 self._lose_child(link)
 
@@ -775,11 +827,17 @@ class TreeNode:
         del self._applicants[origin]
         child = self._children[origin] = self._links[origin]
         self.events.put(ChildConnect(child))
+        self._roads.end_request(origin, "connected", is_connected=True)
         self._carry_out_all(placements)
+        self._leaving.note_child(child)
+        self._standby.note_children()
 
     def _lose_child(self, child: TreeChannel) -> None:
         del self._children[child.id]
-        placements = self._branch.lose(child.id)
+        is_leaver = child in self._leaving.leavers
+        self._leaving.note_child_gone(child)
+        self._standby.note_children()
+        placements = [] if is_leaver else self._branch.lose(child.id)
         if child.failure is not None:
             self.events.put(ChildError(child, child.failure))
         self.events.put(ChildClose(child, child.close_reason or ""))

@@ -41,7 +41,12 @@ from trio_overlay.protocol.tree import (
     Data,
     Descend,
     JoinRequest,
+    Leaving,
     Report,
+    RoadEnd,
+    RoadRequest,
+    RoadSignal,
+    StandBy,
     TreeFrame,
     Withdraw,
     decode_tree,
@@ -68,7 +73,18 @@ CONNECTION_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 2.0
 
 
-TreeOnly: TypeAlias = JoinRequest | Withdraw | Descend | Beat | Report
+TreeOnly: TypeAlias = (
+    JoinRequest
+    | Withdraw
+    | Descend
+    | Beat
+    | Report
+    | RoadRequest
+    | RoadSignal
+    | RoadEnd
+    | Leaving
+    | StandBy
+)
 """Frames that are about the tree, and so the node's business and not the channel's."""
 
 
@@ -114,7 +130,8 @@ class TreeChannel:
         on_frame: Callable[[TreeChannel, TreeOnly], None],
     ) -> None:
         self.id = identifier
-        """The id that the bootstrap server gave to the other end for this connection."""
+        """What the bootstrap server, or the road that led there, called the other end for this
+        connection."""
         self.is_parent = is_parent
         self.extensions = extensions
         """What the neighbour said it understands beyond the old protocol."""
@@ -263,11 +280,9 @@ class TreeChannel:
                 if is_queued:
                     return
                 waiting = None
-            case JoinRequest(request):
+            case JoinRequest() | RoadRequest() | RoadSignal():
                 if self._posted.statistics().current_buffer_used >= MAX_POSTED_REQUESTS:
-                    logger.warning(
-                        "%s reads slowly: a frame of %s is dropped", self, request.origin
-                    )
+                    logger.warning("%s reads slowly: a frame of a request is dropped", self)
                     return
         try:
             self._posted.send_nowait(waiting)
@@ -348,8 +363,6 @@ class TreeChannel:
         match frame:
             case Data(data):
                 self._take_data(data, max(size, MIN_COST))
-            case JoinRequest() | Withdraw() | Descend() | Beat() | Report():
-                self._on_frame(self, frame)
             case Credit(read):
                 self._on_the_way -= read
                 self._credit_came.set()
@@ -360,6 +373,8 @@ class TreeChannel:
                 road = self._roads.get(name) or self._accepting.get(name)
                 if road is not None:
                     road.fail(ConnectionFailed(f"{self.id} refused: {reason}"))
+            case _:
+                self._on_frame(self, frame)
 
     def _take_data(self, data: JSON, size: int) -> None:
         stream = self._own_messages if self._own_messages.is_read else self._messages
@@ -424,7 +439,7 @@ class TreeChannel:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # the reader meets the same, and knows the reason
             except MessageTooLarge as error:
-                if isinstance(frame, JoinRequest | Withdraw):
+                if isinstance(frame, JoinRequest | Withdraw | RoadRequest | RoadSignal):
                     # It is a stranger who made it so large; the neighbour can do nothing for it.
                     logger.info("what a stranger says does not fit %s: %s", self, error)
                 else:

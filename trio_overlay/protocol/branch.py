@@ -182,6 +182,11 @@ class Branch(Generic[FrameT]):
         """Whether *origin* is being answered, or its request is delegated or waiting."""
         return origin in self._applicants or origin in self._requests
 
+    def child_of(self, origin: str) -> str | None:
+        """The child that the request of *origin* was given to."""
+        request = self._requests.get(origin)
+        return None if request is None or request.child is None else request.child.child
+
     @property
     def count_requests(self) -> int:
         """How many requests are delegated or waiting."""
@@ -367,6 +372,11 @@ class Branch(Generic[FrameT]):
         self.is_open = False
         self.is_surprising = True
 
+    def retire(self) -> None:
+        """Take nobody any more, but go on with those who are on the way in."""
+        self.is_open = False
+        self.is_surprising = True
+
     def open(self) -> None:
         """The way to the root is there (again): take requests."""
         self.is_open = True
@@ -413,6 +423,11 @@ class Branch(Generic[FrameT]):
         if self._filling is not None:
             self._filling.vacate(place)
         self.is_surprising = True
+        if not self.is_open:
+            # Only a node that is leaving has requests then, and its parent places them again.
+            for origin in astray:
+                self.forget(origin)
+            return []
         placements = []
         for origin, request in (astray or self._one_that_waits()).items():
             if self.has_room:

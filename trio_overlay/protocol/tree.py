@@ -7,6 +7,7 @@ answered.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
 
@@ -24,10 +25,15 @@ CONNECTIONS = "connections"
 HEAL = "heal"
 """The extension of those who give signs of life, and tell and hear where in the tree they are."""
 
-EXTENSIONS = frozenset({WITHDRAW, CREDIT, CONNECTIONS, HEAL})
+ROADS = "roads"
+"""The extension of those who carry signals for their neighbours, and say that they leave."""
+
+EXTENSIONS = frozenset({WITHDRAW, CREDIT, CONNECTIONS, HEAL, ROADS})
 """What a node of this package says it understands."""
 
 MAX_CONNECTION_NAME = 64
+BY_ROAD = "by_road"
+"""The key of a request that came over a road: whoever answers it says so to whom it came from."""
 MAX_ID = 64
 """Characters of an id in a path: the longest path that is believed can be told to anybody."""
 
@@ -107,6 +113,65 @@ class Report:
     seen: int
 
 
+class Wish(enum.Enum):
+    """What the opener of a road wants of whom it leads to."""
+
+    PLACE = "place"
+    """To be a child, of the receiver or of somebody below it."""
+    STANDBY = "standby"
+    """A connection over which to ask for a place one day; the receiver knows with whom."""
+    STAND_BY = "stand-by"
+    """The same, with the receiver."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoadRequest:
+    """A road begins, and its first signal is in `frame`, a request as joiners make it. `ROADS`.
+
+    The name `road` means something on this link only.
+    """
+
+    road: str
+    wish: Wish
+    frame: SignalFrame
+
+
+@dataclass(frozen=True, slots=True)
+class RoadSignal:
+    """One more signal on a road, either way. Extension `ROADS`."""
+
+    road: str
+    signal: JSON
+    extensions: frozenset[str] = frozenset()
+    """What the end that answers understands; only in its first signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoadEnd:
+    """The last word on a road, by either end or by who stands between them. Extension `ROADS`."""
+
+    road: str
+    reason: str
+    is_connected: bool = False
+    """Whether the two are connected, and the one has taken the other for what it wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The sender is about to leave the tree. Extension `ROADS`.
+
+    A child's place is free from now on; its link stays until it has handed its children over. The
+    children of a parent are to find another one, and ask this parent first if it *carries*.
+    """
+
+    carries: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StandBy:
+    """The parent would introduce the child to somebody to turn to when it is lost. `ROADS`."""
+
+
 TreeFrame: TypeAlias = (
     Data
     | JoinRequest
@@ -117,6 +182,11 @@ TreeFrame: TypeAlias = (
     | Descend
     | Beat
     | Report
+    | RoadRequest
+    | RoadSignal
+    | RoadEnd
+    | Leaving
+    | StandBy
 )
 
 
@@ -165,6 +235,27 @@ def decode_tree(frame: str | bytes) -> TreeFrame:
             return ConnectionSignal(_name(value), value["signal"])
         case "CONNECTION-REFUSED":
             return ConnectionRefused(_name(value), _text(value, "reason"))
+        case "ROAD-REQUEST":
+            try:
+                wish = Wish(value.get("wish"))
+            except ValueError:
+                raise MalformedFrame("a ROAD-REQUEST has a wish") from None
+            return RoadRequest(_name(value, "road"), wish, check_signal_frame(value, len(frame)))
+        case "ROAD-SIGNAL":
+            if not isinstance(value.get("signal"), dict):
+                raise MalformedFrame("the signal of a ROAD-SIGNAL is an object")
+            names = value.get("extensions", [])
+            if not isinstance(names, list):
+                raise MalformedFrame("the extensions of a ROAD-SIGNAL are a list")
+            extensions = frozenset(name for name in names if isinstance(name, str))
+            return RoadSignal(_name(value, "road"), value["signal"], extensions)
+        case "ROAD-END":
+            is_connected = value.get("connected") is True
+            return RoadEnd(_name(value, "road"), _text(value, "reason"), is_connected)
+        case "LEAVING":
+            return Leaving(value.get("carries") is True)
+        case "STAND-BY":
+            return StandBy()
         case other:
             raise MalformedFrame(f"no frame of the tree has the type {other!r:.40}")
 
@@ -197,6 +288,28 @@ def encode_tree(frame: TreeFrame) -> str:
         case ConnectionRefused(connection, reason):
             return encode_json(
                 {"type": "CONNECTION-REFUSED", "connection": connection, "reason": reason}
+            )
+        case RoadRequest() | RoadSignal() | RoadEnd():
+            return _encode_road(frame)
+        case Leaving(carries):
+            return encode_json({"type": "LEAVING", "carries": carries})
+        case StandBy():
+            return encode_json({"type": "STAND-BY"})
+
+
+def _encode_road(frame: RoadRequest | RoadSignal | RoadEnd) -> str:
+    match frame:
+        case RoadRequest(road, wish, request):
+            fields = {**request.fields, "type": "ROAD-REQUEST", "road": road, "wish": wish.value}
+            return encode_json(fields)
+        case RoadSignal(road, signal, extensions):
+            value: dict[str, JSON] = {"type": "ROAD-SIGNAL", "road": road, "signal": signal}
+            if extensions:
+                value["extensions"] = sorted(extensions)
+            return encode_json(value)
+        case RoadEnd(road, reason, is_connected):
+            return encode_json(
+                {"type": "ROAD-END", "road": road, "reason": reason, "connected": is_connected}
             )
 
 
@@ -240,8 +353,8 @@ def _text(value: dict[str, JSON], key: str) -> str:
     return found
 
 
-def _name(value: dict[str, JSON]) -> str:
-    name = _text(value, "connection")
+def _name(value: dict[str, JSON], key: str = "connection") -> str:
+    name = _text(value, key)
     if not 0 < len(name) <= MAX_CONNECTION_NAME:
-        raise MalformedFrame(f"a connection's name has 1 to {MAX_CONNECTION_NAME} characters")
+        raise MalformedFrame(f"the name of a {key} has 1 to {MAX_CONNECTION_NAME} characters")
     return name

@@ -91,16 +91,23 @@ async def open_bootstrap(
 
 
 class Connection(Channel):
-    """An open channel to the peer that a handshake through the server led to."""
+    """An open channel to the peer that a handshake led to."""
 
-    def __init__(self, channel: Channel, road: _BootstrapRoad) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        identifier: str | None,
+        partner: str | None,
+        extensions: frozenset[str],
+    ) -> None:
         self.channel = channel
         """What carries the frames; this object only passes on to it."""
-        self.identifier = road.identifier
-        """The id that the server gave to this end; None from an old server before it was told."""
-        self.partner = road.partner
-        """The id that the server gave to the other end."""
-        self.extensions = road.extensions
+        self.identifier = identifier
+        """The id that the server gave to this end; None from an old server before it was told, and
+        where there was no server."""
+        self.partner = partner
+        """The id that the server, or the road that led there, gave to the other end."""
+        self.extensions = extensions
         """What the other end said it understands; empty for the JavaScript originals."""
         self.max_frame_size = channel.max_frame_size
 
@@ -133,7 +140,8 @@ class Request:
         """Why the applicant has given up; None as long as it has not."""
         self._signals: list[Signal] = []
         self._peer: PeerConnection | None = None
-        self._scope = trio.CancelScope()
+        self.scope = trio.CancelScope()
+        """Around the handshake of whoever answers, which a withdrawal cancels."""
 
     def __repr__(self) -> str:
         return f"<Request of {self.origin}, {len(self._signals)} signals waiting>"
@@ -159,7 +167,7 @@ class Request:
         """The applicant has given up: an answer under way is cancelled."""
         if self.withdrawn is None:
             self.withdrawn = reason
-            self._scope.cancel()
+            self.scope.cancel()
 
     def attach(self, peer: PeerConnection) -> None:
         """Hand all signals, those that came and those that will, to *peer*."""
@@ -214,7 +222,7 @@ class Bootstrap:
             road = _BootstrapRoad(None, destination, extensions, on_identifier, more)
             with _deadline(timeout, f"no connection within {timeout:g} s"):
                 channel = await self._through_server(road, peer)
-            yield Connection(channel, road)
+            yield Connection(channel, road.identifier, road.partner, road.extensions)
 
     @asynccontextmanager
     async def answer(
@@ -237,13 +245,12 @@ class Bootstrap:
             road = _BootstrapRoad(request.origin, request.origin, extensions, None)
             channel: Channel | None = None
             message = f"{request.origin} did not connect within {timeout:g} s"
-            with request._scope, _deadline(timeout, message):
+            with request.scope, _deadline(timeout, message):
                 request.attach(peer)
                 channel = await self._through_server(road, peer)
             if channel is None:
                 raise JoinRefused(f"{request.origin} has withdrawn: {request.withdrawn}")
-            road.extensions = request.extensions
-            yield Connection(channel, road)
+            yield Connection(channel, road.identifier, road.partner, request.extensions)
 
     @asynccontextmanager
     async def root(self, secret: str) -> AsyncIterator[trio.MemoryReceiveChannel[Request]]:

@@ -67,6 +67,7 @@ class TreeWorld(VirtualWorld):
                 if life.has_joined:
                     with life.staying:
                         await self.stay(life, node)
+                    await node.aclose()
             finally:
                 del self.nodes[life.name]
 
@@ -100,6 +101,7 @@ class TreeWorld(VirtualWorld):
             branch = node._branch
             assert not branch.applicants, f"{name} keeps applicants: {branch.applicants}"
             assert not branch.requests, f"{name} keeps requests: {branch.requests}"
+            assert not len(node._roads), f"{name} keeps {len(node._roads)} roads"
             assert not node._requests, f"{name} keeps tasks for {list(node._requests)}"
             assert not node._applicants, f"{name} keeps applicants: {list(node._applicants)}"
             assert set(branch.children) == set(node.children)
