@@ -55,6 +55,10 @@ class ServerUnreachable(OutcomeError):
     """The server could not be reached, hung up, or is no server of this kind."""
 
 
+class ServerLost(ServerUnreachable):
+    """The server was there, and hung up before it was done with us."""
+
+
 class ServerRefused(OutcomeError):
     """The server was reached and said no: a wrong secret, an unknown path, no room."""
 

@@ -251,6 +251,7 @@ async def test_leaving_closes_children_and_parent_with_a_reason(autojump_clock: 
         await enter_root(world, stack, max_degree=1)
         middle = await enter_child(world, stack, "middle")
         bottom = await enter_child(world, stack, "bottom")
+        middle.close()  # at once: it hands nobody over
         await middle.aclose()
         assert middle.parent is None
         assert middle.children_count == 0

@@ -21,10 +21,13 @@ from trio_overlay.protocol.bootstrap import (
     Heartbeat,
     Hello,
     Refused,
+    Registration,
+    Role,
     SignalFrame,
     Withdrawn,
     decode_bootstrap,
 )
+from trio_overlay.protocol.signals import is_offer
 from trio_overlay.protocol.switchboard import (
     Action,
     Client,
@@ -65,9 +68,16 @@ class House:
         self.now = 1000.0
         self.switchboard = Switchboard(seeded_identifiers(1), **options)  # type: ignore[arg-type]
 
-    def root(self, *, announced: bool = True) -> tuple[Root, Sent]:
-        root, actions = self.switchboard.enter_root(self.now, is_announced=announced)
-        return root, sent(actions)
+    def root(
+        self, *, announced: bool = True, registration: Registration | None = None
+    ) -> tuple[Root, Sent]:
+        root, actions = self.switchboard.enter_root(
+            self.now, is_announced=announced, registration=registration
+        )
+        return root, sent([action for action in actions if isinstance(action, Send)])
+
+    def ours(self, token: str, term: int = 0, *, takes_over: bool = False) -> tuple[Root, Sent]:
+        return self.root(registration=Registration(token, term, takes_over))
 
     def prospect(self, *, announced: bool = True) -> Prospect:
         prospect, actions = self.switchboard.enter_prospect(self.now, is_announced=announced)
@@ -79,7 +89,10 @@ class House:
         return sent(self.switchboard.receive(self.now, client, said))
 
     def leaves(self, client: Client) -> None:
-        assert self.switchboard.leave(self.now, client) == []
+        assert self.loses(client) == []
+
+    def loses(self, root: Client) -> Sent:
+        return sent(self.switchboard.leave(self.now, root))
 
     def wait(self, seconds: float) -> list[Action]:
         """Let time pass as the service does: a tick at each moment when one is due."""
@@ -175,7 +188,8 @@ def test_the_newest_root_gets_the_requests_and_the_former_comes_back() -> None:
     assert told == [(first, Hello(None, frozenset({"withdraw"})))]
     second, _ = house.root()
     assert house.says(house.prospect(), frame())[0][0] is second
-    house.leaves(second)
+    # Nobody has answered what the second was asked: the first is asked, too.
+    assert [to for to, _ in house.loses(second)] == [first]
     assert house.says(house.prospect(), frame())[0][0] is first
 
 
@@ -190,16 +204,93 @@ def test_all_frames_of_an_origin_go_to_the_root_that_took_its_first() -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_the_rest_of_a_lost_roots_request_takes_no_place_at_an_old_root(announced: bool) -> None:
+def test_what_a_lost_root_has_not_seen_to_goes_to_the_next_whole(announced: bool) -> None:
     house = House()
     first, _ = house.root()
     joiner = house.prospect()
     house.says(joiner, frame())
+    house.says(joiner, frame(CANDIDATE))
     house.leaves(first)
-    second, _ = house.root(announced=announced)
+    second, told = house.root(announced=announced)
+    passed_on = [said for to, said in told if isinstance(said, SignalFrame) and to is second]
+    assert [is_offer(each.signal) for each in passed_on] == [True, False]
+    assert [to for to, _ in house.says(joiner, frame(CANDIDATE))] == [second]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_the_rest_of_an_answered_request_takes_no_place_at_an_old_root(announced: bool) -> None:
+    house = House()
+    first, _ = house.root()
+    joiner, child = house.prospect(), house.prospect()
+    house.says(joiner, frame())
+    house.says(child, frame(OFFER, joiner.identifier))
+    house.leaves(first)
+    second, told = house.root(announced=announced)
+    assert not any(isinstance(said, SignalFrame) for _, said in told)
     rest = house.says(joiner, frame(CANDIDATE))
     assert [to for to, _ in rest] == ([second] if announced else [])
     assert house.says(joiner, frame(OFFER))[0][0] is second
+
+
+def test_a_root_of_ours_stands_by_and_takes_over_in_the_order_they_came() -> None:
+    house = House()
+    first, told = house.ours("a")
+    assert told[1:] == [(first, Role(is_active=True, term=1, count_others=0))]
+    second, told = house.ours("b")
+    assert (second, Role(False, 1, 1)) in told
+    assert (first, Role(True, 1, 1)) in told
+    third, _ = house.ours("c")
+    joiner = house.prospect()
+    assert house.says(joiner, frame())[0][0] is first
+    told = house.loses(first)
+    assert (second, Role(True, 2, 1)) in told
+    assert (third, Role(False, 2, 1)) in told
+    assert [to for to, said in told if isinstance(said, SignalFrame)] == [second]
+    assert [to for to, _ in house.says(joiner, frame(CANDIDATE))] == [second]
+
+
+def test_a_root_of_ours_replaces_another_if_it_is_told_to() -> None:
+    house = House()
+    first, _ = house.ours("a")
+    second, told = house.ours("b", takes_over=True)
+    assert (first, Role(False, 2, 1)) in told
+    assert house.switchboard.root is second
+    old, _ = house.root(announced=False)
+    assert house.switchboard.root is old
+    house.loses(old)
+    assert house.switchboard.root is second
+
+
+def test_a_root_that_comes_back_is_what_it_was_and_its_old_connection_is_closed() -> None:
+    house = House()
+    first, _ = house.ours("a")
+    second, _ = house.ours("b")
+    joiner = house.prospect()
+    house.says(joiner, frame())
+    again, actions = house.switchboard.enter_root(
+        house.now, is_announced=True, registration=Registration("a", 1)
+    )
+    assert [each.client for each in actions if isinstance(each, Close)] == [first]
+    assert house.switchboard.root is again
+    assert house.switchboard.count_roots == 2
+    # It has the first frame, and is not given it again.
+    told = sent(each for each in actions if isinstance(each, Send))
+    assert not any(isinstance(said, SignalFrame) for _, said in told)
+    assert [to for to, _ in house.says(joiner, frame(CANDIDATE))] == [again]
+    house.leaves(first)
+    assert house.switchboard.root is again
+    assert second in house.switchboard._roots
+
+
+def test_of_those_who_come_back_to_a_restarted_server_the_last_that_was_active_is() -> None:
+    house = House()
+    stale, _ = house.ours("a", 1)
+    assert house.switchboard.root is stale
+    newer, _ = house.ours("b", 2)
+    assert house.switchboard.root is newer
+    house.ours("c", 1)
+    house.ours("d")
+    assert house.switchboard.root is newer
 
 
 def test_requests_are_held_for_a_moment_and_given_in_order_to_a_root_that_comes() -> None:
@@ -412,6 +503,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.farewells: dict[str, str] = {}
         self.first_root: dict[str, Root] = {}
         self.withdrawn: list[tuple[Client, str]] = []
+        self.count_tokens = 0
 
     def check(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -440,6 +532,16 @@ class AnyHistory(RuleBasedStateMachine):
     def root_comes(self, announced: bool) -> None:
         root, actions = self.house.switchboard.enter_root(self.house.now, is_announced=announced)
         self.roots.append(root)
+        self.check(actions)
+
+    @rule(takes_over=st.booleans())
+    def root_of_ours_comes(self, takes_over: bool) -> None:
+        self.count_tokens += 1
+        registration = Registration(str(self.count_tokens), takes_over=takes_over)
+        root, actions = self.house.switchboard.enter_root(
+            self.house.now, is_announced=True, registration=registration
+        )
+        self.roots.insert(len(self.roots) if takes_over else 0, root)
         self.check(actions)
 
     @precondition(lambda self: self.roots)
@@ -490,7 +592,8 @@ class AnyHistory(RuleBasedStateMachine):
         assert switchboard.root is (self.roots[-1] if self.roots else None)
         assert not (self.roots and switchboard.count_held)
         assert 0 <= switchboard._held_size <= 2000
-        assert (switchboard._held_size == 0) == (switchboard.count_held == 0)
+        kept = [*switchboard._held.values(), *switchboard._open.values()]
+        assert switchboard._held_size == sum(each.size for each in kept)
 
     def teardown(self) -> None:
         # After quiet nothing is left of those who are gone.

@@ -197,8 +197,8 @@ async def test_root_registers_again_when_the_server_is_back(
         world.stop_server()
         await trio.sleep(300)
         tried = world.network.count_dials["root"] - dials
-        # Delays double up to 30 s: about ten before they reach it, and one in 15 to 30 s after.
-        assert 10 <= tried <= 40
+        # Delays double up to 5 s: about five before they reach it, and one in 2.5 to 5 s after.
+        assert 60 <= tried <= 130
         assert sum("without its server" in each for each in caplog.messages) == 1
         await world.start_server()
         await trio.sleep(31)

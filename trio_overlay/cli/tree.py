@@ -29,7 +29,8 @@ from trio_overlay.protocol.json import JSON, encode_json
 
 ROOT_DESCRIPTION = """\
 Be the root of a tree: take those who join through the bootstrap server, send each child a ping,
-and print what comes. Runs until it is interrupted, then leaves."""
+and print what comes. While there is another root, stand by, and take over when it is gone. Runs
+until it is interrupted, then leaves."""
 
 NODE_DESCRIPTION = """\
 Join a tree: answer what the parent sends with a name, send each child a ping, and print what comes.
@@ -39,6 +40,9 @@ Finds another parent when it loses one. Runs until it is interrupted, then leave
 def add_commands(commands: Commands) -> None:
     root = commands.add_parser("root", help="the root of a tree", description=ROOT_DESCRIPTION)
     root.add_argument("--secret", required=True, help="the secret of the server")
+    root.add_argument(
+        "--takeover", action="store_true", help="replace the root there is, rather than stand by"
+    )
     root.set_defaults(run=lambda options: run_until_stopped(lambda: run_root(options)) or 0)
     node = commands.add_parser("node", help="a node of a tree", description=NODE_DESCRIPTION)
     node.add_argument("--origin", required=True, metavar="NAME", help="what to answer the parent")
@@ -56,7 +60,7 @@ async def run_root(arguments: argparse.Namespace, console: Console | None = None
     """Be the root until cancelled."""
     console = console or plain_console()
     async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
-        await node.become_root(arguments.secret)
+        await node.become_root(arguments.secret, takeover=arguments.takeover)
         console.print(f"root of {arguments.host}")
         try:
             await _live(node, console, name=None)

@@ -20,7 +20,13 @@ import trio
 from trio_overlay.channels.internet import IceServer, Internet
 from trio_overlay.channels.network import Network
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import JoinRefused, OutcomeError, UsageError
+from trio_overlay.errors import (
+    JoinRefused,
+    OutcomeError,
+    ServerLost,
+    ServerUnreachable,
+    UsageError,
+)
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_channel import (
     WINDOW,
@@ -34,7 +40,7 @@ from trio_overlay.nodes.tree_roads import Roads
 from trio_overlay.nodes.tree_roots import Rootship
 from trio_overlay.nodes.tree_standby import Standby
 from trio_overlay.protocol.ancestry import Ancestry, Descent
-from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame, Withdrawn
+from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame
 from trio_overlay.protocol.branch import (
     Admit,
     Branch,
@@ -285,6 +291,8 @@ class TreeNode:
         """Set when there is no parent any more; a new one when there is one."""
         self._surprised = trio.Event()
         """Set when the parent may have to be told of the free places here."""
+        self._join_deadline: float | None = None
+        """When a `join` under way has to have a parent."""
         self._is_child = False
         """Whether the node has a parent, or looks for one."""
         self._is_root = False
@@ -299,7 +307,15 @@ class TreeNode:
         self._standby = Standby(self)
 
     def __repr__(self) -> str:
-        role = "root" if self.is_root else "joined" if self._parent else "alone"
+        role = (
+            "root"
+            if self.is_root
+            else "standing by"
+            if self.stands_by
+            else "joined"
+            if self._parent
+            else "alone"
+        )
         return f"<TreeNode {self.id}, {role}, {self.children_count} of {self.max_degree} children>"
 
     @property
@@ -311,7 +327,7 @@ class TreeNode:
     def children(self) -> Mapping[str, TreeChannel]:
         """The channels to the children by their ids, in the order they came; a live view.
 
-        There can be more than `max_degree` for a moment: a leaver gives back its place before it goes.
+        For a moment they can be more than `max_degree`: a leaver has given back its place.
         """
         return MappingProxyType(self._children)
 
@@ -335,14 +351,21 @@ class TreeNode:
 
     @property
     def is_root(self) -> bool:
-        """Whether this node is registered as root; it stays so while the server is away."""
-        return self._is_root
+        """Whether this node is the active root; it stays so while the server is away."""
+        return self._rootship.is_active
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether this node is registered as root, and another one is active."""
+        return self._is_root and not self._rootship.is_active
 
     async def join(self) -> TreeChannel:
         """Become somebody's child; the channel to the parent.
 
         From then on the node finds another parent whenever it loses one, unless it was opened
-        not to. Cancelled, the request is taken back at every node it was passed on to.
+        not to. A server that hangs up in the middle of it is asked again.
+
+        Cancelled, the request is taken back at every node it was passed on to.
 
         JoinTimeout: no parent within *request_timeout* seconds.
         JoinRefused: the server, or the node that was to answer, turned us down.
@@ -359,8 +382,13 @@ class TreeNode:
             raise
         return parent
 
-    async def become_root(self, secret: str) -> None:
+    async def become_root(self, secret: str, *, takeover: bool = False) -> None:
         """Take the requests of all who join; returns when the server has registered us.
+
+        If the server has a root already, this node *stands by*: it joins the tree below, and takes
+        over when the other is gone, with all that it has below itself by then. With *takeover* it
+        replaces the other at once, which then joins below it, with its whole tree. That the server
+        is one of ours goes before: with one of the old protocol the newest root is active.
 
         From then on the node dials the server again whenever it is gone.
 
@@ -372,7 +400,7 @@ class TreeNode:
         self._check_free()
         self._is_root = True
         try:
-            await self._enter(self._live_as_root, secret)
+            await self._enter(self._rootship.live, secret, takeover)
         except BaseException:
             self._is_root = False
             raise
@@ -433,15 +461,31 @@ class TreeNode:
 
     # --- the way up -----------------------------------------------------------------------
 
-    async def _live_as_child(self, *, task_status: trio.TaskStatus[TreeChannel]) -> None:
-        """Have a parent, and another one after it, until the node leaves."""
-        has_joined = False
+    async def _live_as_child(
+        self, persists: bool = False, *, task_status: trio.TaskStatus[TreeChannel | None]
+    ) -> None:
+        """Have a parent, and another one after it, until the node leaves.
+
+        It is started when there is the first. If that fails, so does this, unless it *persists*.
+        """
+        has_joined = persists
         failures = 0
+        was_with_server = False
+        deadline = trio.current_time() + self.request_timeout
+        if persists:
+            task_status.started(None)
         while True:
             try:
+                self._join_deadline = None if has_joined else deadline
                 parent = self._parent or await self._move_to(self._by_server)
             except OutcomeError as error:
-                if not has_joined:
+                was_with_server = was_with_server or isinstance(error, ServerLost)
+                if not has_joined and not (
+                    # It may have restarted, and is just about to be back.
+                    was_with_server
+                    and isinstance(error, ServerUnreachable)
+                    and trio.current_time() < deadline - 1
+                ):
                     raise
                 failures += 1
                 logger.info("%s found no new parent: %s", self.id, error)
@@ -451,7 +495,7 @@ class TreeNode:
                     has_joined = True
                     task_status.started(parent)
                 await self._orphaned.wait()
-                if not self._rejoins:
+                if not (self._rejoins or persists):
                     self._is_child = False
                     return
             await trio.sleep(self._rejoin_delay(failures))
@@ -463,8 +507,11 @@ class TreeNode:
 
     def _by_server(self, more: Mapping[str, JSON]) -> AbstractAsyncContextManager[Connection]:
         """Ask the root, through the bootstrap server, to be given a parent. A `Connect`."""
+        timeout = self.request_timeout
+        if self._join_deadline is not None:  # several tries have one time limit
+            timeout = min(timeout, self._join_deadline - trio.current_time())
         return self._bootstrap.connect(
-            timeout=self.request_timeout, extensions=EXTENSIONS, more=more, network=self._network
+            timeout=timeout, extensions=EXTENSIONS, more=more, network=self._network
         )
 
     async def _move_to(self, connect: Connect) -> TreeChannel:
@@ -513,7 +560,7 @@ class TreeNode:
                 self._ancestry.holds = True
                 link.waits_with = self._ancestry.number
                 nursery.start_soon(self._expect_confirmation, way, deadline)
-            elif self._parent is None and not self._is_root:
+            elif self._parent is None and not self.is_root:
                 before = self._ancestry.descent
                 self._ancestry.meet_old_parent()
                 self._take_parent(way)
@@ -624,24 +671,24 @@ class TreeNode:
             # A little more often than signs of life are due, which are not needed then.
             await trio.sleep(0.9 * self._heartbeat.interval)
             if not self._ancestry.issues:
-                return  # there is a parent now that passes numbers on
+                break  # there is a parent now that passes numbers on
             before = self._ancestry.descent
             self._ancestry.issue()
             self._after_change(before)
 
-    async def _live_as_root(self, secret: str, *, task_status: trio.TaskStatus[None]) -> None:
-        async with self._bootstrap.register(secret) as frames, open_background_nursery() as nursery:
-            before = self._ancestry.descent
-            self._ancestry.become_root()
-            self._after_change(before, is_news=False)
-            nursery.start_soon(self._issue_numbers)
-            task_status.started()
-            async for frame in frames:
-                match frame:
-                    case SignalFrame():
-                        self._take_request(frame)
-                    case Withdrawn(str() as origin, reason):
-                        self._take_withdrawal(origin, reason)
+    def _stand_on_top(self) -> None:
+        """Be the root of what is below, whoever was above."""
+        for search in self._searches:
+            search.cancel()
+        old, self._parent = self._parent, None
+        self._branch.belief = None
+        before = self._ancestry.descent
+        self._ancestry.become_root()
+        if old is not None:
+            self.events.put(ParentClose(old, "this node is the root"))
+            old.end("this node is the root")
+        self._after_change(before, is_news=False)
+        self._nursery.start_soon(self._issue_numbers)
 
     def _cut_off(self) -> None:
         """There is no way to the root: turn down everybody who is on the way in."""

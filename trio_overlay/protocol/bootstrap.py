@@ -23,6 +23,13 @@ ANNOUNCEMENT = "trio-overlay=1"
 """The query of the URL by which a client says that it understands control frames."""
 
 JOIN_PATH = "/join"
+ROOT_HEARTBEAT_INTERVAL = 1.0
+ROOT_SILENCE_TIMEOUT = 3.0
+"""How often server and root of ours give each other a sign of life, and when one is missed: another
+root has to take over within 5 s."""
+MAX_TERM = 1 << 48
+"""Terms are below it."""
+MAX_TOKEN = 64
 ROOT_PATH_SUFFIX = "/webrtc-bootstrap-root"
 """The root's path is ``/{secret}`` and this."""
 
@@ -106,7 +113,48 @@ class Refused:
     reason: str
 
 
-Control: TypeAlias = Hello | Done | Withdrawn | Refused
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The server's word to a root of ours: whether it is the one that gets the requests.
+
+    Said after the `Hello`, and again whenever it changes.
+    """
+
+    is_active: bool
+    term: int
+    """Of the one that is active; says in a later `Registration` that this root was it before."""
+    count_others: int
+    """How many other roots are registered, and would take over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a root of ours says of itself in the query of the URL, beside the `ANNOUNCEMENT`."""
+
+    token: str
+    """At random: says that a root which comes back is the one that was there."""
+    term: int = 0
+    """The term in which it was active last; 0 if it never was."""
+    takes_over: bool = False
+    """Whether it wants to be active at once, rather than to stand by for the one that is."""
+
+    def encode(self) -> str:
+        query = f"{ANNOUNCEMENT}&root={self.token}&term={self.term}"
+        return f"{query}&takeover=1" if self.takes_over else query
+
+    @classmethod
+    def decode(cls, query: str) -> Registration | None:
+        """What *query* says; None if no root of ours wrote it."""
+        fields = dict(part.partition("=")[::2] for part in query.split("&"))
+        token, term = fields.get("root", ""), fields.get("term", "")
+        if not (0 < len(token) <= MAX_TOKEN and term.isascii() and term.isdigit()):
+            return None
+        if len(term) > 15 or int(term) >= MAX_TERM:
+            return None
+        return cls(token, int(term), fields.get("takeover") == "1")
+
+
+Control: TypeAlias = Hello | Done | Withdrawn | Refused | Role
 BootstrapFrame: TypeAlias = SignalFrame | Heartbeat | Control
 
 
@@ -157,6 +205,8 @@ def decode_bootstrap(frame: str | bytes) -> BootstrapFrame:
             return Done()
         case "withdrawn":
             return Withdrawn(_optional(value, "origin", str), _optional(value, "reason", str) or "")
+        case "role":
+            return Role(value.get("active") is True, _count(value, "term"), _count(value, "others"))
         case "refused":
             return Refused(_optional(value, "reason", str) or "")
     raise MalformedFrame("a frame has a signal, or is a control frame of a known type")
@@ -177,6 +227,10 @@ def encode_bootstrap(frame: BootstrapFrame) -> str:
             return encode_json({"type": "done"})
         case Withdrawn(origin, reason):
             return encode_json({"type": "withdrawn", "origin": origin, "reason": reason})
+        case Role(is_active, term, count_others):
+            return encode_json(
+                {"type": "role", "active": is_active, "term": term, "others": count_others}
+            )
         case Refused(reason):
             return encode_json({"type": "refused", "reason": reason})
 
@@ -195,6 +249,13 @@ def check_signal_frame(value: dict[str, JSON], size: int) -> SignalFrame:
     if not isinstance(value.get("extensions", []), list):
         raise MalformedFrame("the extensions of a frame are a list")
     return SignalFrame(value, size)
+
+
+def _count(value: dict[str, JSON], key: str) -> int:
+    found = value.get(key)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < MAX_TERM:
+        raise MalformedFrame(f"the {key} of this frame is a whole number from 0 up")
+    return found
 
 
 def _optional(value: dict[str, JSON], key: str, kind: type) -> JSON:

@@ -28,6 +28,8 @@ from trio_overlay.protocol.bootstrap import (
     Heartbeat,
     Hello,
     Refused,
+    Registration,
+    Role,
     SignalFrame,
     Withdrawn,
     encode_bootstrap,
@@ -74,7 +76,13 @@ class Root:
     number: int = 0
     """Which of that server's."""
     registered_at: float = 0.0
-    """By the clock of the cluster. The roots of all servers have one order: see `_order`."""
+    """By the clock of the cluster; before all others if it stands by. The roots of all servers have
+    one order, see `_order`, and the last in it is the active one."""
+    token: str | None = None
+    """What a root of ours calls itself."""
+    term: int = 0
+    """Of its last activity, here or elsewhere."""
+    told: Role | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -196,11 +204,15 @@ class Switchboard:
         self._held: dict[str, _Held] = {}
         """By prospect, the first to expire first; empty whenever the root can be reached."""
         self._held_size = 0
-        """The sum of the sizes in `_held`."""
+        """The sum of the sizes in `_held` and `_open`."""
+        self._open: dict[str, _Held] = {}
+        """What went to a root and nobody has answered yet: another root will have to."""
+        self._term = 0
+        self._active: Root | None = None
 
     @property
     def root(self) -> Root | None:
-        """Who gets the requests: the newest of those connected."""
+        """Who gets the requests: the newest of those connected that do not stand by."""
         return self._roots[-1] if self._roots else None
 
     @property
@@ -254,16 +266,22 @@ class Switchboard:
 
     # --- events ---------------------------------------------------------------------------
 
-    def enter_root(self, now: float, *, is_announced: bool) -> tuple[Root, list[Action]]:
-        """A root registers, and is the active one as long as no newer one comes.
+    def enter_root(
+        self, now: float, *, is_announced: bool, registration: Registration | None = None
+    ) -> tuple[Root, list[Action]]:
+        """A root registers. The secret has been checked.
 
-        The secret has been checked.
+        One without a *registration* is the active one as long as no newer one comes; so is one of
+        ours that takes over, or was active after the one that is. Any other stands by.
         """
         number = next(self._root_numbers)
         root = Root(is_announced, self.tag, number, now + (self._clock_offset or 0.0))
         actions: list[Action] = []
         if is_announced:
             actions.append(_send(root, Hello(None, _EXTENSIONS)))
+        if registration is not None:
+            root.token, root.term = registration.token, registration.term
+            actions += self._rank(root, registration)
         self._roots.append(root)
         self._roots.sort(key=_order)
         return root, [*actions, *self._announce(), *self._flush(now)]
@@ -293,12 +311,14 @@ class Switchboard:
                 return []
             case Withdrawn(reason=reason) if client.is_announced:
                 return self._withdraw(client, reason or "it gave no reason")
-            case Done() | Withdrawn() | Heartbeat() | Hello() | Refused():
+            case Done() | Withdrawn() | Heartbeat() | Hello() | Refused() | Role():
                 return []
 
     def leave(self, now: float, client: Client) -> list[Action]:
         """The connection of *client* is closed, by whichever end."""
         if isinstance(client, Root):
+            if client not in self._roots:
+                return []  # it has come back before its old connection was found to be gone
             self._roots.remove(client)
             return [*self._announce(), *self._flush(now)]
         del self._prospects[client.identifier]
@@ -443,6 +463,7 @@ class Switchboard:
     ) -> list[Action]:
         receiver = self._prospects.get(destination)
         if receiver is not None:
+            self._forget_open(receiver)
             receiver.partners[origin] = None
             return [Send(receiver, text)]
         if self._may_be_missed(destination, origin):
@@ -493,6 +514,7 @@ class Switchboard:
             return self._to_root(now, sender, is_offer(frame.signal), text)
         receiver = self._prospects.get(frame.destination)
         if receiver is not None:
+            self._forget_open(receiver)
             sender.partners[receiver.identifier] = None
             receiver.partners[sender.identifier] = None
             return [Send(receiver, text)]
@@ -535,6 +557,7 @@ class Switchboard:
             # be the same one come back, and takes no harm; an old one would give it a place.
             return []
         sender.root = root
+        self._keep_open(now, sender, begins, text)
         if root.server != self.tag:
             return [Forward(root.server, ToRoot(root.number, sender.identifier, begins, text))]
         return [Send(root, text)]
@@ -545,7 +568,17 @@ class Switchboard:
 
     def _flush(self, now: float) -> list[Action]:
         """Something has changed about the roots: see who need not wait any more."""
-        actions: list[Action] = []
+        actions = self._tell_roles()
+        for open_ in list(self._open.values()):
+            sender = open_.sender
+            if sender.root in self._roots:
+                continue
+            if self.root is not None and _is_same(self.root, sender.root):
+                sender.root = self.root
+                continue
+            self._forget_open(sender)
+            for begins, text in open_.frames:
+                actions += self._to_root(now, sender, begins, text)
         for held in list(self._held.values()):
             root = self._root_for(held.sender)
             if root is None or not self._is_reachable(root):
@@ -568,7 +601,68 @@ class Switchboard:
         self._held_size += len(text)
         return []
 
+    def _rank(self, root: Root, registration: Registration) -> list[Action]:
+        """Decide where *root*, which is about to enter, stands among the others."""
+        for ghost in self._roots:
+            if ghost.server == self.tag and ghost.token == root.token:
+                self._roots.remove(ghost)
+                root.registered_at, root.term = ghost.registered_at, max(ghost.term, root.term)
+                if self._active is ghost:
+                    self._active = root
+                for prospect in self._prospects.values():
+                    if prospect.root is ghost:
+                        prospect.root = root
+                return [Close(ghost, "you have come back on another connection")]
+        active = self.root
+        was_active_later = (
+            active is not None
+            and active.server == self.tag
+            and active.token is not None
+            and root.term > active.term
+        )
+        if active is not None and not (registration.takes_over or was_active_later):
+            root.registered_at = min(each.registered_at for each in self._roots) - 1.0
+        return []
+
+    def _tell_roles(self) -> list[Action]:
+        """The roots may be others, or in another order: tell those of ours which one is active."""
+        active = self.root
+        if active is not self._active:
+            self._active = active
+            if active is not None and active.server == self.tag:
+                self._term = active.term = max(self._term + 1, active.term)
+        actions: list[Action] = []
+        for root in self._roots:
+            if root.token is not None and root.server == self.tag and active is not None:
+                role = Role(root is active, active.term, len(self._roots) - 1)
+                if role != root.told:
+                    root.told = role
+                    actions.append(_send(root, role))
+        return actions
+
+    def _keep_open(self, now: float, sender: Prospect, begins: bool, text: str) -> None:
+        """Keep what goes to a root, for the next one, until somebody answers."""
+        if sender.partners:
+            return
+        kept = self._open.get(sender.identifier) or _Held(sender, now)
+        if (
+            self._held_size + len(text) > self._max_held_bytes
+            or kept.size + len(text) > self._max_held_bytes_each
+            or not (begins or kept.frames)
+        ):
+            return
+        self._open[sender.identifier] = kept
+        kept.frames.append((begins, text))
+        kept.size += len(text)
+        self._held_size += len(text)
+
+    def _forget_open(self, prospect: Prospect) -> None:
+        kept = self._open.pop(prospect.identifier, None)
+        if kept is not None:
+            self._held_size -= kept.size
+
     def _let_go(self, prospect: Prospect) -> None:
+        self._forget_open(prospect)
         held = self._held.pop(prospect.identifier, None)
         if held is not None:
             self._held_size -= held.size
@@ -607,6 +701,11 @@ class Switchboard:
 
 
 _NO_SUCH: Final = "no such prospect is connected to this server"
+
+
+def _is_same(root: Root, former: Root | None) -> bool:
+    """Whether *root* is the same one come back as *former*, which has the first frames already."""
+    return former is not None and root.token is not None and root.token == former.token
 
 
 def _order(root: Root) -> tuple[float, str, int]:

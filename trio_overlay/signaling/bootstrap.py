@@ -28,18 +28,22 @@ from trio_overlay.errors import (
     OutcomeError,
     OverlayError,
     PeerNotFound,
+    ServerLost,
     ServerUnreachable,
     UsageError,
 )
 from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
     JOIN_PATH,
+    ROOT_HEARTBEAT_INTERVAL,
     ROOT_PATH_SUFFIX,
     BootstrapFrame,
     Done,
     Heartbeat,
     Hello,
     Refused,
+    Registration,
+    Role,
     SignalFrame,
     Withdrawn,
     decode_bootstrap,
@@ -64,10 +68,15 @@ HELLO_GRACE = 0.2
 """Seconds that whoever gives up waits for a hello that has not come yet. Our server says it right
 behind its answer to the dial, before it hears anything, so it is here by then, or lost on the way,
 or nobody says one: then the server finds the withdrawal out by the close, a few seconds later."""
-HEARTBEAT_INTERVAL = 10.0
 SILENCE_TIMEOUT = 45.0
 """A root's server that says nothing for three of its heartbeats is taken for dead."""
-MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY = 0.2, 30.0
+OUR_SILENCE_TIMEOUT = 5.0
+"""The same for a server of ours, whose heartbeats come every second."""
+ROLE_TIMEOUT = 0.5
+"""Seconds that a root waits for the first word of its server. One of ours says what it is to do
+right behind the answer to the dial; an old one says nothing, and the newest root is active."""
+MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY = 0.2, 5.0
+"""Seconds: a server that has restarted holds requests for a root as long as that."""
 
 
 @asynccontextmanager
@@ -253,8 +262,13 @@ class Bootstrap:
             yield Connection(channel, road.identifier, road.partner, request.extensions)
 
     @asynccontextmanager
-    async def root(self, secret: str) -> AsyncIterator[trio.MemoryReceiveChannel[Request]]:
+    async def root(
+        self, secret: str, *, takeover: bool = False
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Request]]:
         """Be the root: an async iterator of the requests that reach it.
+
+        With a server of ours that has a root already, this one stands by and gets no requests
+        until that one is gone, or replaces it at once with *takeover*.
 
         Registered when entered. Later, while the server is gone, the client dials it again, with
         growing, jittered delays, for as long as the context is open. A request that nobody takes
@@ -263,7 +277,7 @@ class Bootstrap:
         ServerUnreachable, ServerRefused: the first registration failed; a wrong secret is refused.
         """
         async with (
-            self.register(secret) as frames,
+            self.register(secret, takeover=takeover) as frames,
             open_background_nursery() as nursery,
         ):
             taken, requests = trio.open_memory_channel[Request](MAX_WAITING_REQUESTS)
@@ -294,22 +308,29 @@ class Bootstrap:
 
     @asynccontextmanager
     async def register(
-        self, secret: str
-    ) -> AsyncIterator[trio.MemoryReceiveChannel[SignalFrame | Withdrawn]]:
-        """Be the root, and see the frames themselves: for who passes them on. As `root`."""
+        self, secret: str, *, takeover: bool = False
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[SignalFrame | Withdrawn | Role]]:
+        """Be the root, and see the frames themselves: for who passes them on. As `root`.
+
+        The first is a `Role`, and another comes whenever it changes. While the server is gone,
+        the last one stands.
+        """
         if not secret:
             raise UsageError("the secret of a root cannot be empty")
         # As the URL parsers of JavaScript do it, so that the original's server knows the path.
         path = "/" + quote(secret, safe="/!$&'()*+,;=:@~%") + ROOT_PATH_SUFFIX
-        backlog, frames = trio.open_memory_channel[SignalFrame | Withdrawn](MAX_REQUESTS)
+        backlog, frames = trio.open_memory_channel[SignalFrame | Withdrawn | Role](MAX_REQUESTS)
+        token = f"{self._rng.getrandbits(64):016x}"
         async with open_background_nursery() as nursery:
-            await nursery.start(self._stay_registered, path, backlog)
+            registration = Registration(token, takes_over=takeover)
+            await nursery.start(self._stay_registered, path, registration, backlog)
             yield frames
 
     async def _stay_registered(
         self,
         path: str,
-        backlog: trio.MemorySendChannel[SignalFrame | Withdrawn],
+        registration: Registration,
+        backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
         *,
         task_status: trio.TaskStatus[None],
     ) -> None:
@@ -317,13 +338,16 @@ class Bootstrap:
         failures = 0
         while True:
             try:
-                async with self.network.dial(self._address(path)) as socket:
+                address = f"{self.url}{path}?{registration.encode()}"
+                async with self.network.dial(address) as socket:
                     if not registered:
                         task_status.started()
                         registered = True
                     logger.info("registered as root at %s", self.url)
                     is_missed, failures = False, 0
-                    await self._serve_registration(socket, backlog)
+                    term = await self._serve_registration(socket, backlog)
+                    # It took over, if it was to: from now on it is one of several.
+                    registration = Registration(registration.token, max(registration.term, term))
             except OutcomeError as error:
                 if not registered:
                     raise
@@ -335,33 +359,48 @@ class Bootstrap:
             failures += 1
 
     async def _serve_registration(
-        self, socket: Channel, backlog: trio.MemorySendChannel[SignalFrame | Withdrawn]
-    ) -> None:
-        """Feed *backlog* until the server is gone or silent for too long."""
+        self, socket: Channel, backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role]
+    ) -> int:
+        """Feed *backlog* until the server is gone or silent for too long.
+
+        The term in which this root was active; 0 if it was not, or the server knows no terms.
+        """
+        term = 0
         async with open_background_nursery() as nursery:
             nursery.start_soon(_send_heartbeats, socket)
-            expects_heartbeats = False
+            # Until then, or when an old server says nothing.
+            patience = ROLE_TIMEOUT
+            has_role = False
             while True:
-                patience = SILENCE_TIMEOUT if expects_heartbeats else float("inf")
-                with trio.move_on_after(patience) as silence:
+                frame: BootstrapFrame | None = None
+                with trio.move_on_after(patience):
                     try:
                         frame = await _next_frame(socket)
                     except OutcomeError as error:
                         logger.info("the server hung up on its root: %s", error)
-                        return
-                if silence.cancelled_caught:
-                    logger.warning("the server has been silent for %g s", patience)
-                    return
+                        return term
                 match frame:
+                    case None if has_role:
+                        logger.warning("the server has been silent for %g s", patience)
+                        return term
+                    case Hello():
+                        patience = OUR_SILENCE_TIMEOUT
+                        continue
+                    case Role():
+                        has_role = True
+                        term = frame.term if frame.is_active else term
                     case Heartbeat():
-                        expects_heartbeats = True
-                    case SignalFrame() | Withdrawn(origin=str()):
-                        try:
-                            backlog.send_nowait(frame)
-                        except trio.WouldBlock:
-                            logger.warning("nobody takes the root's requests: one is dropped")
+                        patience = min(patience, SILENCE_TIMEOUT)
                     case _:
                         pass
+                if not has_role:
+                    has_role = True
+                    patience = float("inf")
+                    _feed(backlog, Role(is_active=True, term=0, count_others=0))
+                if isinstance(frame, Role | SignalFrame) or (
+                    isinstance(frame, Withdrawn) and frame.origin is not None
+                ):
+                    _feed(backlog, frame)
 
     def _reconnect_delay(self, failures: int) -> float:
         """Seconds before the next try: doubling, with full jitter, never all roots at once."""
@@ -455,7 +494,7 @@ class _BootstrapRoad(Road):
                         raise JoinRefused(f"{origin} is gone: {reason}")
                     if origin is not None and origin == self._destination:
                         raise PeerNotFound(f"the server knows no prospect {origin}")
-                case Heartbeat() | Done():
+                case Heartbeat() | Done() | Role():
                     pass
 
     async def say(self, farewell: Done | Withdrawn) -> None:
@@ -521,7 +560,7 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
 async def _next_frame(socket: Channel) -> BootstrapFrame:
     """The server's next frame that can be understood.
 
-    ServerUnreachable: the server hung up.
+    ServerLost: the server hung up.
     """
     while True:
         try:
@@ -530,10 +569,20 @@ async def _next_frame(socket: Channel) -> BootstrapFrame:
             logger.info("a frame of the server is passed over: %s", error)
         except trio.EndOfChannel as error:
             reason = socket.close_reason
-            raise ServerUnreachable(f"the server closed the connection: {reason}") from error
+            raise ServerLost(f"the server closed the connection: {reason}") from error
         except trio.BrokenResourceError as error:
             reason = socket.close_reason
-            raise ServerUnreachable(f"the connection to the server broke: {reason}") from error
+            raise ServerLost(f"the connection to the server broke: {reason}") from error
+
+
+def _feed(
+    backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
+    frame: SignalFrame | Withdrawn | Role,
+) -> None:
+    try:
+        backlog.send_nowait(frame)
+    except trio.WouldBlock:
+        logger.warning("nobody takes the root's requests: one is dropped")
 
 
 async def _feed_from(
@@ -551,7 +600,7 @@ async def _feed_from(
 
 async def _send_heartbeats(socket: Channel) -> None:
     while True:
-        await trio.sleep(HEARTBEAT_INTERVAL)
+        await trio.sleep(ROOT_HEARTBEAT_INTERVAL)
         try:
             await socket.send(encode_bootstrap(Heartbeat()))
         except trio.BrokenResourceError:
@@ -559,7 +608,8 @@ async def _send_heartbeats(socket: Channel) -> None:
 
 
 async def _gather_requests(
-    frames: trio.MemoryReceiveChannel[SignalFrame | Withdrawn],
+    frames: trio.MemoryReceiveChannel[SignalFrame | Withdrawn | Role]
+    | trio.MemoryReceiveChannel[SignalFrame | Withdrawn],
     requests: trio.MemorySendChannel[Request],
 ) -> None:
     """Make requests of a stream of frames: one for each origin that sends an offer.
@@ -570,7 +620,7 @@ async def _gather_requests(
     known: OrderedDict[str, Request] = OrderedDict()
     with requests:
         async for frame in frames:
-            if frame.origin is None:
+            if isinstance(frame, Role) or frame.origin is None:
                 continue
             request = known.get(frame.origin)
             if isinstance(frame, Withdrawn):

@@ -17,7 +17,10 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ClusterUnavailable, ProtocolError
 from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
+    ROOT_HEARTBEAT_INTERVAL,
+    ROOT_SILENCE_TIMEOUT,
     Heartbeat,
+    Registration,
     decode_bootstrap,
     encode_bootstrap,
 )
@@ -41,7 +44,7 @@ from trio_overlay.signaling.connection import ClientConnection
 from trio_overlay.signaling.shared_store import Entry, Session
 
 HEARTBEAT_INTERVAL = 15.0
-"""Seconds between two signs of life for a root, as in the original."""
+"""Seconds between two signs of life for a root of the old protocol, as in the original."""
 
 logger = logging.getLogger(__name__)
 
@@ -113,17 +116,23 @@ class BootstrapService(ClusterMember):
         """One registration as root, from its request to its end; the secret has been checked."""
         channel = await request.accept()
         client, actions = self.switchboard.enter_root(
-            trio.current_time(), is_announced=_is_announced(request)
+            trio.current_time(),
+            is_announced=_is_announced(request),
+            registration=(registration := Registration.decode(request.query)),
         )
-        logger.info("%s is now the root, one of %d", request.remote, self.switchboard.count_roots)
+        logger.info("%s is now a root, one of %d", request.remote, self.switchboard.count_roots)
         connection = ClientConnection(
             channel,
             f"the root at {request.remote}",
             limits.MAX_QUEUED_BYTES_OF_ROOT,
         )
         try:
+            if registration is None:
+                interval, timeout = self._heartbeat_interval, math.inf
+            else:
+                interval, timeout = ROOT_HEARTBEAT_INTERVAL, ROOT_SILENCE_TIMEOUT
             await self._serve(
-                client, connection, actions, heartbeat_interval=self._heartbeat_interval
+                client, connection, actions, heartbeat_interval=interval, silence_timeout=timeout
             )
         finally:
             logger.info(
@@ -139,6 +148,7 @@ class BootstrapService(ClusterMember):
         connection: ClientConnection,
         actions: Iterable[Action],
         heartbeat_interval: float | None,
+        silence_timeout: float = math.inf,
     ) -> None:
         # From entering the switchboard to here and from here to leaving it there is no await: who
         # is in the one is in the other.
@@ -150,17 +160,26 @@ class BootstrapService(ClusterMember):
                     nursery.start_soon(connection.write)
                     if heartbeat_interval is not None:
                         nursery.start_soon(_send_heartbeats, connection, heartbeat_interval)
-                    await self._read(client, connection)
+                    await self._read(client, connection, silence_timeout)
         finally:
             del self._connections[client]
             self._act(self.switchboard.leave(trio.current_time(), client))
 
-    async def _read(self, client: Client, connection: ClientConnection) -> None:
-        """Take in what *client* says, until its connection has ended."""
+    async def _read(
+        self, client: Client, connection: ClientConnection, silence_timeout: float
+    ) -> None:
+        """Take in what *client* says, until its connection has ended, or is silent for too long."""
         while True:
+            text = None
             try:
-                text = await connection.channel.receive()
+                with trio.move_on_after(silence_timeout):
+                    text = await connection.channel.receive()
             except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if text is None:
+                logger.warning(
+                    "%s is silent for %g s: it is closed", connection.name, silence_timeout
+                )
                 return
             now = trio.current_time()
             try:
