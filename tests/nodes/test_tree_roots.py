@@ -12,6 +12,7 @@ from tests.nodes.test_tree import enter_child, enter_root, past_events, until
 from tests.nodes.test_tree_moving import ids, watch
 from tests.world import AUTHORITY, SECRET, World, open_world
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import JoinTimeout, ServerUnreachable
 from trio_overlay.nodes.tree import ParentClose, PathChange, TreeNode
 
 
@@ -131,6 +132,32 @@ async def test_open_joins_are_tried_again_when_the_server_has_restarted(
             await world.start_server()
         assert all(node.parent for node in nodes)
         await until(lambda: root.children_count == 8)
+
+
+@pytest.mark.parametrize("request_timeout", [2, 5, 10])
+async def test_join_whose_server_goes_for_good_ends_in_its_time(
+    request_timeout: float, autojump_clock: MockClock
+) -> None:
+    """Found by the story of docs/testing.md: the last try had less than no time left."""
+    async with open_world(latency=0.05) as world, AsyncExitStack() as stack:
+        await enter_root(world, stack)
+        for number in range(3):
+            name = f"a{number}"
+            options = {"request_timeout": request_timeout}
+            node = await stack.enter_async_context(world.node(name, **options))
+            began_at = trio.current_time()
+            async with trio.open_nursery() as nursery:
+
+                async def fail_to_join(node: TreeNode = node) -> None:
+                    with pytest.raises((ServerUnreachable, JoinTimeout)):
+                        await node.join()
+
+                nursery.start_soon(fail_to_join)
+                await trio.sleep(0.2)
+                world.stop_server()
+            assert trio.current_time() - began_at < request_timeout + 2
+            await world.start_server()
+            await trio.sleep(6)
 
 
 async def test_requests_of_a_root_that_dies_are_answered_by_the_next(

@@ -38,7 +38,7 @@ from trio_overlay.nodes.tree_channel import (
 from trio_overlay.nodes.tree_leaving import Leave
 from trio_overlay.nodes.tree_roads import Roads
 from trio_overlay.nodes.tree_roots import Rootship
-from trio_overlay.nodes.tree_standby import Standby
+from trio_overlay.nodes.tree_standby import HEAD_START, Standby
 from trio_overlay.protocol.ancestry import Ancestry, Descent
 from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame
 from trio_overlay.protocol.branch import (
@@ -169,6 +169,7 @@ async def open_tree_node(
     request_timeout: float = DEFAULT_REQUEST_TIMEOUT,
     leave_timeout: float = LEAVE_TIMEOUT,
     rejoins: bool = True,
+    standby: bool = True,
     heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - it is frozen
     ice_servers: Iterable[IceServer] = (),
     network: Network | None = None,
@@ -182,7 +183,9 @@ async def open_tree_node(
     given, else as the bootstrap client makes its own.
 
     A node that loses its parent finds another, with all that is below it, unless *rejoins* is
-    false. *heartbeat* says when a neighbour is taken for dead, and must be alike in the whole tree.
+    false. It asks first over a connection that it has for this to its grandparent or to a sibling,
+    one for each node, unless *standby* is false. *heartbeat* says when a neighbour is taken for
+    dead, and must be alike in the whole tree.
 
     A full node passes requests on to where the shallowest free place below it is; *place_rule*
     gives another rule, such as the original's, `hash_place`.
@@ -213,6 +216,7 @@ async def open_tree_node(
             request_timeout=request_timeout,
             leave_timeout=leave_timeout,
             rejoins=rejoins,
+            standby=standby,
             heartbeat=heartbeat,
             place_rule=place_rule,
         )
@@ -249,6 +253,7 @@ class TreeNode:
         request_timeout: float,
         leave_timeout: float,
         rejoins: bool,
+        standby: bool,
         heartbeat: Heartbeat,
         place_rule: PlaceRule | None,
     ) -> None:
@@ -289,6 +294,8 @@ class TreeNode:
         """Around each search for a parent that goes on: the first that succeeds ends all others."""
         self._orphaned = trio.Event()
         """Set when there is no parent any more; a new one when there is one."""
+        self._found = trio.Event()
+        """Set when there is a parent; a new one when there is none any more."""
         self._surprised = trio.Event()
         """Set when the parent may have to be told of the free places here."""
         self._join_deadline: float | None = None
@@ -304,7 +311,7 @@ class TreeNode:
         self._roads = Roads(self)
         self._leaving = Leave(self)
         self._rootship = Rootship(self)
-        self._standby = Standby(self)
+        self._standby = Standby(self, standby and rejoins)
 
     def __repr__(self) -> str:
         role = (
@@ -498,7 +505,13 @@ class TreeNode:
                 if not (self._rejoins or persists):
                     self._is_child = False
                     return
-            await trio.sleep(self._rejoin_delay(failures))
+            if self._standby.is_there and not failures:
+                with trio.move_on_after(HEAD_START):
+                    await self._found.wait()
+            delay = self._rejoin_delay(failures)
+            if not has_joined:  # a join has a time limit
+                delay = min(delay, 1.0)
+            await trio.sleep(delay)
 
     def _rejoin_delay(self, failures: int) -> float:
         """Seconds before the next try; never all siblings at once."""
@@ -509,7 +522,7 @@ class TreeNode:
         """Ask the root, through the bootstrap server, to be given a parent. A `Connect`."""
         timeout = self.request_timeout
         if self._join_deadline is not None:  # several tries have one time limit
-            timeout = min(timeout, self._join_deadline - trio.current_time())
+            timeout = max(0.0, min(timeout, self._join_deadline - trio.current_time()))
         return self._bootstrap.connect(
             timeout=timeout, extensions=EXTENSIONS, more=more, network=self._network
         )
@@ -599,6 +612,7 @@ class TreeNode:
             search.cancel()
         if self._orphaned.is_set():
             self._orphaned = trio.Event()
+        self._found.set()
         if old is not None:
             self.events.put(ParentClose(old, "this node has moved to another parent"))
             self._nursery.start_soon(self._leaving.linger, old)
@@ -608,6 +622,7 @@ class TreeNode:
             self._branch.meet_parent(way.view)
             self._note_surprise()
         self.events.put(ParentConnect(way.link))
+        self._standby.note_family()
         way.task_status.started(way.link)
 
     def _part_from(self, way: _WayUp) -> None:
@@ -626,7 +641,10 @@ class TreeNode:
             self.events.put(ParentError(way.link, way.link.failure))
         self.events.put(ParentClose(way.link, way.link.close_reason or ""))
         self._orphaned.set()
+        self._found = trio.Event()
         self._after_change(before, is_news=False)
+        if self._rejoins:
+            self._standby.note_orphaned()
 
     def _after_change(self, before: Descent, *, is_news: bool = True) -> None:
         """What follows when this node's own *descent* is no longer what it was *before*.
@@ -877,20 +895,28 @@ class TreeNode:
         self._roads.end_request(origin, "connected", is_connected=True)
         self._carry_out_all(placements)
         self._leaving.note_child(child)
-        self._standby.note_children()
+        self._standby.note_family()
 
     def _lose_child(self, child: TreeChannel) -> None:
         del self._children[child.id]
         is_leaver = child in self._leaving.leavers
         self._leaving.note_child_gone(child)
-        self._standby.note_children()
+        self._standby.note_family()
         placements = [] if is_leaver else self._branch.lose(child.id)
         if child.failure is not None:
             self.events.put(ChildError(child, child.failure))
         self.events.put(ChildClose(child, child.close_reason or ""))
         self._carry_out_all(placements)
 
-    def _channel_to(self, connection: Connection, *, is_parent: bool) -> TreeChannel:
+    def _channel_to(
+        self,
+        connection: Connection,
+        *,
+        is_parent: bool,
+        on_frame: Callable[[TreeChannel, TreeOnly], None] | None = None,
+        messages: Stream[Message] | None = None,
+        heartbeat: Heartbeat | None = None,
+    ) -> TreeChannel:
         return TreeChannel(
             connection.channel,
             connection.partner or "",
@@ -898,7 +924,7 @@ class TreeNode:
             extensions=connection.extensions,
             network=self._network,
             rng=self._rng,
-            heartbeat=self._heartbeat,
-            messages=self.messages,
-            on_frame=self._take_frame,
+            heartbeat=heartbeat or self._heartbeat,
+            messages=messages or self.messages,
+            on_frame=on_frame or self._take_frame,
         )

@@ -1,27 +1,230 @@
-"""Whom a node can turn to when its parent is gone."""
+"""Whom a node turns to when its parent is gone, before it asks the server.
+
+With the parent dead there is nobody left to signal over, so a connection must be there before. Each
+child has one: the oldest child of a node, its *heir*, to the node's own parent, and its other
+children to the heir. That is one connection more for each node; the most that one node holds beside
+those to its neighbours are one for each of its siblings and one for each of its children.
+
+The parent introduces them, as their common neighbour, some seconds after a child has come.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from trio_overlay.nodes.tree_channel import TreeChannel
-from trio_overlay.protocol.tree import RoadRequest, Wish
+import trio
+
+from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.tree_channel import Heartbeat, Message, TreeChannel, TreeOnly
+from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.tree import (
+    ROADS,
+    RoadEnd,
+    RoadRequest,
+    RoadSignal,
+    StandBy,
+    Wish,
+)
+from trio_overlay.signaling.bootstrap import Connection
 
 if TYPE_CHECKING:
     from trio_overlay.nodes.tree import TreeNode
 
+logger = logging.getLogger(__name__)
+
+INTRODUCTION_DELAY = 2.0
+"""Seconds that a parent waits until it introduces a new child: many come and go at once."""
+RETRY_DELAY = 10.0
+"""Seconds before a child asks to be introduced again."""
+ASK_AGAIN_DELAY = 0.3
+HEAD_START = 1.0
+"""Seconds that a node asks its standby before it asks the server as well."""
+MAX_HELD = 64
+"""Standby connections that others may have to this node."""
+SLOWER = 5
+"""How much rarer signs of life are than between parent and child: nothing waits for them here."""
+
 
 class Standby:
-    """The standby connections of one node; there are none yet."""
+    """The standby connections of one node: its own, and those that others have to it."""
 
-    def __init__(self, node: TreeNode) -> None:
+    def __init__(self, node: TreeNode, is_wanted: bool) -> None:
         self._node = node
+        self._is_wanted = is_wanted
+        self._own: TreeChannel | None = None
+        self._held: set[TreeChannel] = set()
+        self._accepting = 0
+        self._told: dict[TreeChannel, TreeChannel] = {}
+        """By child, whom it was introduced to last."""
+        self._is_about_to_introduce = False
+        self._is_searching = False
+        self._asking: set[TreeChannel] = set()
+        """Parents that are introducing this node."""
 
-    def goes_on(self, *_: object) -> tuple[TreeChannel, Wish] | None:
-        return None
+    @property
+    def count_links(self) -> int:
+        """The standby connections that end here."""
+        return len(self._held) + (self._own is not None)
 
-    def take_request(self, _link: TreeChannel, _frame: RoadRequest) -> None: ...
+    @property
+    def is_there(self) -> bool:
+        """Whether this node has somebody to turn to."""
+        return self._own is not None and self._own.is_open
 
-    def be_introduced(self, _parent: TreeChannel) -> None: ...
+    # --- the parent introduces ------------------------------------------------------------
 
-    def note_children(self) -> None: ...
+    def note_family(self) -> None:
+        """The children, or the parent, are others than before."""
+        if self._node._children and not self._is_about_to_introduce:
+            self._is_about_to_introduce = True
+            self._node._nursery.start_soon(self._introduce)
+
+    async def _introduce(self) -> None:
+        await trio.sleep(INTRODUCTION_DELAY * (1 + self._node._rng.random()))
+        self._is_about_to_introduce = False
+        children = self._node._children.values()
+        self._told = {child: whom for child, whom in self._told.items() if child in children}
+        for child in children:
+            target = self._target_of(child)
+            if target is not None and self._told.get(child) is not target:
+                self._told[child] = target
+                child.post(StandBy())
+
+    def _target_of(self, child: TreeChannel) -> TreeChannel | None:
+        """Whom *child* is to turn to when this node is gone."""
+        if ROADS not in child.extensions:
+            return None
+        leavers = self._node._leaving.leavers
+        heir = next(
+            (
+                each
+                for each in self._node._children.values()
+                if ROADS in each.extensions and each not in leavers
+            ),
+            None,
+        )
+        if child is not heir:
+            return heir
+        parent = self._node._parent
+        return parent if parent is not None and ROADS in parent.extensions else None
+
+    def goes_on(self, link: TreeChannel, frame: RoadRequest) -> tuple[TreeChannel, Wish] | None:
+        """Where the road leads that a child opens to be introduced."""
+        if frame.wish is not Wish.STANDBY or self._node._children.get(link.id) is not link:
+            return None
+        target = self._target_of(link)
+        return None if target is None else (target, Wish.STAND_BY)
+
+    # --- the child is introduced ----------------------------------------------------------
+
+    def be_introduced(self, parent: TreeChannel) -> None:
+        """The parent knows somebody to turn to when it is gone."""
+        if self._is_wanted and parent not in self._asking:
+            self._asking.add(parent)
+            self._node._nursery.start_soon(self._have_a_standby, parent)
+
+    async def _have_a_standby(self, parent: TreeChannel) -> None:
+        node = self._node
+        while True:
+            try:
+                async with node._roads.connect(parent, Wish.STANDBY, {}) as connection:
+                    self._asking.discard(parent)
+                    await self._live_with_own(self._link_over(connection))
+            except OutcomeError as error:
+                logger.info("%s was not introduced: %s", node.id, error)
+                self._asking.discard(parent)
+            await trio.sleep(RETRY_DELAY * (0.5 + node._rng.random()))
+            if self._own is not None or parent in self._asking or parent is not node._parent:
+                return  # it was introduced to somebody else, or is about to be
+            self._asking.add(parent)
+
+    async def _live_with_own(self, link: TreeChannel) -> None:
+        if self._own is not None:
+            self._own.end("another stands by")
+        self._own = link
+        try:
+            await link.run()
+        finally:
+            if self._own is link:
+                self._own = None
+            self._node._roads.lose(link)
+
+    def take_request(self, link: TreeChannel, frame: RoadRequest) -> None:
+        """A neighbour introduces somebody who would turn to this node one day."""
+        if self._accepting + len(self._held) >= MAX_HELD:
+            link.post(RoadEnd(frame.road, "too many turn to this node already"))
+        else:
+            self._accepting += 1
+            self._node._nursery.start_soon(self._stand_by, link, frame)
+
+    async def _stand_by(self, link: TreeChannel, frame: RoadRequest) -> None:
+        is_accepting = True
+        try:
+            async with self._node._roads.accept(link, frame) as connection:
+                held = self._link_over(connection)
+                self._accepting -= 1
+                is_accepting = False
+                self._held.add(held)
+                try:
+                    await held.run()
+                finally:
+                    self._held.discard(held)
+                    self._node._roads.lose(held)
+        except OutcomeError as error:
+            logger.info("%s did not connect: %s", frame.road, error)
+        finally:
+            self._accepting -= is_accepting
+
+    # --- the parent is gone ---------------------------------------------------------------
+
+    def note_orphaned(self) -> None:
+        if self.is_there and not self._is_searching:
+            self._is_searching = True
+            self._node._nursery.start_soon(self._search)
+
+    async def _search(self) -> None:
+        """Ask for a place until there is one, or nobody to ask; the server is asked meanwhile."""
+        node = self._node
+        try:
+            while node._parent is None and not node.is_root:
+                link = self._own
+                if link is None or not link.is_open:
+                    return
+
+                def over_standby(
+                    more: Mapping[str, JSON], link: TreeChannel = link
+                ) -> AbstractAsyncContextManager[Connection]:
+                    return node._roads.connect(link, Wish.PLACE, more)
+
+                try:
+                    await node._move_to(over_standby)
+                except OutcomeError as error:
+                    logger.info("%s got no place over its standby: %s", node.id, error)
+                    await trio.sleep(ASK_AGAIN_DELAY * (0.5 + node._rng.random()))
+        finally:
+            self._is_searching = False
+
+    # --- links ----------------------------------------------------------------------------
+
+    def _link_over(self, connection: Connection) -> TreeChannel:
+        node = self._node
+        pace = node._heartbeat
+        sink: Stream[Message] = Stream(max_items=1)  # messages have no business here
+        return node._channel_to(
+            connection,
+            is_parent=False,
+            on_frame=self._take_frame,
+            heartbeat=Heartbeat(SLOWER * pace.interval, SLOWER * pace.timeout),
+            messages=sink,
+        )
+
+    def _take_frame(self, link: TreeChannel, frame: TreeOnly) -> None:
+        match frame:
+            case RoadRequest(wish=Wish.PLACE) | RoadSignal() | RoadEnd():
+                self._node._roads.take(link, frame)
+            case _:
+                pass

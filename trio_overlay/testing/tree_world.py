@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 import trio
 
 from trio_overlay.channels.memory import MemoryChannel
-from trio_overlay.nodes.tree import TreeNode, open_tree_node
+from trio_overlay.nodes.tree import LEAVE_TIMEOUT, TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import Heartbeat, TreeChannel
 from trio_overlay.protocol.filling import same
 from trio_overlay.testing.determinism import SteppedRun
@@ -43,6 +43,10 @@ class TreeWorld(VirtualWorld):
     @property
     def join_timeout(self) -> float:
         return self.request_timeout
+
+    @property
+    def leave_timeout(self) -> float:
+        return LEAVE_TIMEOUT
 
     @property
     def residents(self) -> frozenset[str]:
@@ -114,7 +118,8 @@ class TreeWorld(VirtualWorld):
                 assert name in parents, f"the parent of {name} does not know it"
         for child, parent in parents.items():
             self._check_belief(parent, child)
-        connections = 2 * len(parents)
+        standbys = sum(node._standby.count_links for node in self.nodes.values())
+        connections = 2 * len(parents) + standbys
         assert self.network.count_open_peers == connections, "\n".join(self.network.list_open())
 
     def _check_belief(self, parent: str, child: str) -> None:

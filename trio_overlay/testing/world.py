@@ -139,6 +139,11 @@ class VirtualWorld(abc.ABC):
     def join_timeout(self) -> float:
         """Seconds after which a join has ended, one way or the other."""
 
+    @property
+    def leave_timeout(self) -> float:
+        """Seconds that it takes to leave, at most, if that is more than a moment."""
+        return 0.0
+
     def measure(self) -> dict[str, object]:
         """What must be the same, when all have left, as it was before any came."""
         return {
@@ -237,7 +242,7 @@ class VirtualWorld(abc.ABC):
         self.check_quiet()
         for life in self.lives.values():
             life.staying.cancel()
-        await trio.sleep(QUIET_DELAY)
+        await trio.sleep(self.leave_timeout + QUIET_DELAY)
         self.check()
         left = self.measure()
         assert left == self._baseline, (

@@ -1,0 +1,128 @@
+"""A node whose parent crashed turns to a neighbour it has, and needs no server."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.nodes.test_tree import enter_child, enter_root, until
+from tests.nodes.test_tree_moving import ids
+from tests.world import SECRET, World, open_world
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.testing import virtual_test
+
+
+async def grow(
+    world: World, stack: AsyncExitStack, count: int, degree: int
+) -> tuple[TreeNode, dict[str, TreeNode]]:
+    """A root and *count* nodes that have joined at once, and had time to get to know each other."""
+    root = await stack.enter_async_context(world.node("root", max_degree=degree))
+    await root.become_root(SECRET)
+    nodes = {
+        f"n{i}": await stack.enter_async_context(world.node(f"n{i}", max_degree=degree))
+        for i in range(count)
+    }
+    async with trio.open_nursery() as nursery:
+        for node in nodes.values():
+            nursery.start_soon(node.join)
+    await trio.sleep(10)
+    return root, nodes
+
+
+def crash(world: World, nodes: dict[str, TreeNode], name: str) -> None:
+    world.network.crash(name, noticed_after=30)
+    nodes.pop(name).close()
+
+
+async def test_orphans_are_taken_by_their_grandparent_and_their_heir_without_a_server(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=1)
+        middle = await enter_child(world, stack, "middle", max_degree=3)
+        low = [await enter_child(world, stack, name, max_degree=3) for name in "abc"]
+        await trio.sleep(6)
+        assert [node._standby.is_there for node in (root, middle, *low)] == [False] * 2 + [True] * 3
+        # The heir has one to the grandparent, and its siblings to the heir.
+        assert [node._standby.count_links for node in (root, *low)] == [1, 3, 1, 1]
+        world.stop_server()
+        world.network.crash("middle", noticed_after=30)
+        middle.close()
+        crashed_at = trio.current_time()
+        heir, *others = low
+        await until(lambda: heir.path == ids(root, heir), 5)
+        await until(lambda: all(each.path == ids(root, heir, each) for each in others), 5)
+        assert trio.current_time() - crashed_at < 5
+        # They get to know each other anew: the next crash is as harmless.
+        await trio.sleep(6)
+        assert others[0]._standby.count_links + others[1]._standby.count_links == 3
+        world.network.crash("a", noticed_after=30)
+        heir.close()
+        await until(lambda: all(each.path[:1] == (root.id,) for each in others), 6)
+
+
+@virtual_test
+async def test_tree_of_a_hundred_heals_from_single_crashes_without_a_server() -> None:
+    async with open_world(latency=0.03) as world, AsyncExitStack() as stack:
+        root, nodes = await grow(world, stack, 100, 4)
+        world.stop_server()
+        rng = random.Random(1)
+        for _ in range(3):
+            inner = [name for name, node in nodes.items() if node.children_count]
+            name = rng.choice(inner)
+            crash(world, nodes, name)
+            await trio.sleep(3)  # by then it is noticed
+            await until(lambda: all(n.path[:1] == (root.id,) for n in nodes.values()), 7)
+            await trio.sleep(6)
+        assert len(nodes) == 97
+        depths = [len(node.path) for node in nodes.values()]
+        assert max(depths) <= 8
+        # What it costs: one connection for each node, with two ends.
+        held = [node._standby.count_links for node in (root, *nodes.values())]
+        assert sum(held) <= 2 * len(nodes)
+        assert max(held) <= 4 + 4
+
+
+@virtual_test
+async def test_after_a_crash_the_orphans_are_attached_within_five_seconds() -> None:
+    """At default parameters, with 100 nodes and the server there."""
+    async with open_world(latency=0.03) as world, AsyncExitStack() as stack:
+        root, nodes = await grow(world, stack, 100, 10)
+        rng = random.Random(2)
+        for _ in range(3):
+            name = rng.choice([name for name, node in nodes.items() if node.children_count])
+            crash(world, nodes, name)
+            with trio.fail_after(5):
+                await trio.sleep(2.9)  # by then it is noticed
+                while not all(n.path[:1] == (root.id,) for n in nodes.values()):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            await trio.sleep(10)
+
+
+async def test_who_does_not_want_a_standby_asks_the_server(autojump_clock: MockClock) -> None:
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=1)
+        middle = await enter_child(world, stack, "middle", max_degree=3)
+        low = [await enter_child(world, stack, n, max_degree=3, standby=False) for n in "ab"]
+        await trio.sleep(6)
+        assert [node._standby.count_links for node in (root, middle, *low)] == [0] * 4
+        world.network.crash("middle", noticed_after=30)
+        middle.close()
+        await until(lambda: all(node.path[:1] == (root.id,) for node in low), 6)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+async def test_standby_that_is_gone_is_replaced(name: str, autojump_clock: MockClock) -> None:
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=1)
+        await enter_child(world, stack, "middle", max_degree=4)
+        low = {n: await enter_child(world, stack, n, max_degree=3) for n in "abcd"}
+        await trio.sleep(6)
+        low.pop(name).close()
+        await trio.sleep(8)
+        assert sorted(node._standby.count_links for node in low.values()) == [1, 1, 3]
+        assert root._standby.count_links == 1
