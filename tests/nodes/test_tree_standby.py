@@ -13,6 +13,7 @@ from tests.nodes.test_tree import enter_child, enter_root, until
 from tests.nodes.test_tree_moving import ids
 from tests.world import SECRET, World, open_world
 from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.protocol.filling import same
 from trio_overlay.testing import virtual_test
 
 
@@ -126,3 +127,23 @@ async def test_standby_that_is_gone_is_replaced(name: str, autojump_clock: MockC
         await trio.sleep(8)
         assert sorted(node._standby.count_links for node in low.values()) == [1, 1, 3]
         assert root._standby.count_links == 1
+
+
+async def test_parent_is_told_of_a_child_that_came_over_a_road(autojump_clock: MockClock) -> None:
+    """The heir counted its siblings' requests as the parent's, who never heard of them.
+
+    Found by fuzz: the root went on believing that the places they took were free.
+    """
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=1)
+        middle = await enter_child(world, stack, "middle", max_degree=3)
+        low = [await enter_child(world, stack, name, max_degree=3) for name in "abc"]
+        await trio.sleep(6)
+        world.network.crash("middle", noticed_after=30)
+        middle.close()
+        await trio.sleep(4)  # by then it is noticed
+        await until(lambda: all(node.path[:1] == (root.id,) for node in low), 6)
+        await trio.sleep(1)
+        heir = next(node for node in low if len(node.path) == 2)
+        (believed,) = root._branch.views.values()
+        assert same(believed, heir._branch.view)

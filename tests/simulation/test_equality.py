@@ -134,6 +134,7 @@ async def live_as(node: TreeNode, number: int, arrives_at: float, leaves_at: flo
         await parent.send(number)
     if leaves_at < math.inf:
         await trio.sleep_until(BEGINNING + leaves_at)
+        node.close()  # the simulated ones hand nobody over
         await node.aclose()
 
 

@@ -113,8 +113,9 @@ async def keep_for_ever(_node: TreeNode, _origin: str, _scope: trio.CancelScope)
 JOINS = "max_degree=1;" + ";".join(f"n{number} joins at 0 s" for number in range(6))
 CHAIN = "max_degree=1; n1 joins at 0 s; n2 joins at 2 s; n3 joins at 4 s; n4 joins at 4 s"
 # A look every 20 ms: at one of them n2, with n3 or n4 below it, has yet to find another parent.
-CUT_CHAIN = f"{CHAIN}; n1 leaves at 6 s;" + ";".join(
-    f"time passes at {6 + tick / 50} s" for tick in range(50)
+# A crash: who leaves as it should hands its child over. It is noticed after five seconds.
+CUT_CHAIN = f"{CHAIN}; n1 crashes at 6 s;" + ";".join(
+    f"time passes at {11 + tick / 50} s" for tick in range(50)
 )
 
 

@@ -620,6 +620,8 @@ class TreeNode:
             way.link.waits_with = None
             way.link.post(Beat())
             self._branch.meet_parent(way.view)
+            # The places may be others since the request, and have been told to the old parent.
+            self._branch.is_surprising = True
             self._note_surprise()
         self.events.put(ParentConnect(way.link))
         self._standby.note_family()
@@ -755,7 +757,7 @@ class TreeNode:
             case _:
                 logger.info("%s sends what only a parent may: it is ignored", neighbour)
 
-    def _take_request(self, frame: SignalFrame) -> None:
+    def _take_request(self, frame: SignalFrame, *, is_from_parent: bool = True) -> None:
         assert frame.origin is not None
         before = self._ancestry.descent
         self._ancestry.hear_of(frozen_number(frame))
@@ -767,6 +769,7 @@ class TreeNode:
             is_offer=offers,
             size=frame.size,
             brought=brought_view(frame) if offers else (),
+            is_from_parent=is_from_parent,
         )
         self._carry_out(frame.origin, verdict, (frame,))
         self._note_surprise()

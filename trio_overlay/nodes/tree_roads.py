@@ -218,7 +218,7 @@ class Roads:
             fields = {**frame.frame.fields, "origin": origin, BY_ROAD: True}
             for key in ("type", "road", "wish"):
                 fields.pop(key, None)
-            node._take_request(SignalFrame(fields, frame.frame.size))
+            node._take_request(SignalFrame(fields, frame.frame.size), is_from_parent=False)
 
     def _take_signal(
         self, link: TreeChannel, name: str, signal: JSON, extensions: frozenset[str]
@@ -241,7 +241,7 @@ class Roads:
             source.rank += 1
             if node._branch.knows(origin):
                 fields = {"origin": origin, "signal": signal, "rank": source.rank, BY_ROAD: True}
-                node._take_request(SignalFrame(fields))
+                node._take_request(SignalFrame(fields), is_from_parent=False)
         elif (passed := self._source_of_answer(link, name)) is not None:
             passed.link.post(RoadSignal(passed.name, signal, extensions))
 

@@ -234,11 +234,13 @@ class Branch(Generic[FrameT]):
         is_offer: bool,
         size: int = 0,
         brought: Sequence[int] = OLD_PROTOCOL_VIEW,
+        is_from_parent: bool = True,
     ) -> Verdict:
         """Decide about one frame of *origin*; all frames of an origin go one way.
 
         *size* is the frame's, in bytes, for the bound on what is kept. *brought* are the free
-        places that the applicant brings along, by level.
+        places that the applicant brings along, by level. A request that *is* not *from* the
+        *parent* is nothing that the parent can know of.
         """
         if origin in self._applicants:
             return HAND_OVER
@@ -256,7 +258,9 @@ class Branch(Generic[FrameT]):
             return IS_CHILD
         if not is_offer:
             return NO_OFFER
-        if self.belief is not None:
+        if not is_from_parent:
+            self.is_surprising = True
+        elif self.belief is not None:
             self.belief.see(brought)
         if not self.is_open:
             self.is_surprising = True
