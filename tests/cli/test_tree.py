@@ -150,3 +150,22 @@ async def test_demo_fits_its_terminal_and_says_who_did_not_join(
     assert max(map(len, lines)) <= 40
     assert "4 of 5 joined in" in written.getvalue()
     assert lines[-1].endswith(" did not join: the time is over")
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_a_tree_too_deep_for_the_terminal_loses_nobody(width: int) -> None:
+    names = [f"n{number}" for number in range(1, 21)]
+    members = [demo.Member(name) for name in names]
+    for depth, member in enumerate(members, 1):
+        member.place(["root", *names[:depth]])
+    written = io.StringIO()
+    Console(file=written, width=width).print(demo.draw_tree(members, width))
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    shown = [line.lstrip(" └─") for line in lines if line.strip() != "root"]
+    if width < 200:
+        above = ["root", *names]
+        expected = [f"{n}  depth {i}  below {above[i - 1]}" for i, n in enumerate(names, 1)]
+    else:
+        expected = [f"{name}  depth {depth}" for depth, name in enumerate(names, 1)]
+    assert [line.rstrip() for line in shown] == expected

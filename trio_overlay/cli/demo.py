@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import trio
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 from rich.tree import Tree
 
@@ -29,6 +29,8 @@ Start a bootstrap server on a free port, a root, and nodes that all join at once
 peer of its own. Then every node pings its parent, and the tree that has come about is drawn."""
 
 PONG_TIMEOUT = 30.0
+INDENT = 4
+"""Columns that Rich takes for each level of a tree."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ async def run(arguments: argparse.Namespace, console: Console | None = None) -> 
     seconds = trio.current_time() - started_at
     joined = [member for member in members if not member.failure]
     if joined:
-        console.print(draw_tree(joined))
+        console.print(draw_tree(joined, console.width))
     console.print(_figures(members, joined, seconds))
     for member in members:
         if member.failure:
@@ -97,7 +99,7 @@ async def run_members(members: list[Member], max_degree: int, console: Console) 
             for member in members:
                 crowd.start_soon(_live, member, server.urls[0], max_degree)
             with count_progress(console) as progress:
-                bar = progress.add_task("joined, and had a pong", total=len(members))
+                bar = progress.add_task("joined", total=len(members))
                 for member in members:
                     await member.is_settled.wait()
                     progress.advance(bar)
@@ -107,12 +109,25 @@ def _exit_code(code: int | None) -> int:
     return 130 if code is None else code  # as for a program that SIGINT ended
 
 
-def draw_tree(members: Iterable[Member]) -> Tree:
-    """The tree under the root, siblings in the order of their names' numbers."""
+def draw_tree(members: Iterable[Member], width: int) -> Tree | Group:
+    """The tree under the root, siblings in the order of their names' numbers.
+
+    Where *width* columns are too few for so deep a tree, it is a line for each node instead, which
+    says whose child it is.
+    """
+    in_order = sorted(members, key=lambda member: (member.depth, int(member.name[1:])))
+    labels = {
+        member.name: Text.assemble((member.name, "bold"), (f"  depth {member.depth}", "dim"))
+        for member in in_order
+    }
+    if any(INDENT * member.depth + labels[member.name].cell_len > width for member in in_order):
+        lines = (
+            labels[member.name].append(f"  below {member.path[-2]}", "dim") for member in in_order
+        )
+        return Group(*lines)
     drawn = {"root": Tree(Text("root", style="bold"))}
-    for member in sorted(members, key=lambda member: (member.depth, int(member.name[1:]))):
-        label = Text.assemble((member.name, "bold"), (f"  depth {member.depth}", "dim"))
-        drawn[member.name] = drawn[member.path[-2]].add(label)
+    for member in in_order:
+        drawn[member.name] = drawn[member.path[-2]].add(labels[member.name])
     return drawn["root"]
 
 
