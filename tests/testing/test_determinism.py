@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree import open_tree_node
@@ -24,6 +25,7 @@ from trio_overlay.testing.determinism import (
 )
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
+from trio_overlay.testing.timeline import Timeline
 
 SERVER = "ws://server:5000"
 
@@ -223,6 +225,64 @@ def test_a_stepped_run_notices_a_deadlock_and_can_still_be_closed() -> None:
             run.call(wait_for_ever)
         run.advance(1)
     assert is_left
+
+
+@asynccontextmanager
+async def open_timeline() -> AsyncIterator[Timeline]:
+    timeline = Timeline()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timeline.run)
+        yield timeline
+        nursery.cancel_scope.cancel()
+
+
+def test_in_a_stepped_run_a_timeline_acts_in_time_and_is_no_deadlock() -> None:
+    acted: list[float] = []
+
+    async def wait_for_it(timeline: Timeline) -> None:
+        done = trio.Event()
+
+        def act() -> None:
+            acted.append(trio.current_time())
+            if len(acted) < 3_000:
+                timeline.after(0.5, act)
+            else:
+                done.set()
+
+        timeline.at(0.5, act)
+        with trio.CancelScope(deadline=0.7):
+            await trio.sleep_forever()
+        assert (acted, trio.current_time()) == ([0.5], 0.7)
+        await done.wait()  # no deadline is left, only appointments
+
+    with SteppedRun(open_timeline) as run:
+        run.call(wait_for_it)
+    assert acted == [index / 2 for index in range(1, 3_001)]
+
+
+def test_a_stepped_run_ends_with_what_an_action_raises() -> None:
+    def act() -> None:
+        raise KeyError("of an action")
+
+    async def plan(timeline: Timeline) -> None:
+        timeline.at(1.0, act)
+
+    run = SteppedRun(open_timeline)
+    run.start()
+    run.call(plan)
+    with pytest.raises(ExceptionGroup) as caught:
+        run.advance(2)
+    assert caught.group_contains(KeyError, match="of an action")
+    run.close()
+
+
+def test_who_waits_until_all_are_blocked_comes_before_time_jumps() -> None:
+    async def wait(_: Counter) -> float:
+        await trio.testing.wait_all_tasks_blocked()
+        return trio.current_time()
+
+    with SteppedRun(open_counter) as run:
+        assert run.call(wait) == 0.0
 
 
 @pytest.mark.parametrize("is_caught", [False, True])

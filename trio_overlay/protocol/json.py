@@ -28,7 +28,9 @@ def decode_json(text: str | bytes) -> JSON:
     the NaN and infinities that JSON does not have.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        value = _decoder.decode(text)
     except RecursionError:
         # From inside the C scanner; how deep is too deep differs between Python versions.
         raise MalformedFrame("JSON is nested too deep") from None
@@ -36,8 +38,7 @@ def decode_json(text: str | bytes) -> JSON:
         # JSONDecodeError, UnicodeDecodeError, and int's limit of 4300 digits.
         raise MalformedFrame(f"not JSON: {error}") from None
     # Counting brackets is quick, and nearly always shows that a closer look is not needed.
-    brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(map(text.count, brackets)) > MAX_DEPTH and _is_too_deep(value):  # type: ignore[arg-type]
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_too_deep(value):
         raise MalformedFrame(f"JSON is nested more than {MAX_DEPTH} deep")
     return value
 
@@ -47,7 +48,7 @@ def encode_json(value: JSON) -> str:
 
     TypeError, ValueError: *value* is no JSON value.
     """
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return _encoder.encode(value)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -59,6 +60,11 @@ def _finite(text: str) -> float:
     if math.isinf(number):  # 1e999: Python would make an infinity of it, and not encode it again
         raise ValueError(f"{text:.40} is too large")
     return number
+
+
+# `json.loads` and `json.dumps` would make one for each frame.
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def _is_too_deep(value: JSON) -> bool:

@@ -16,6 +16,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import trio
 from trio.testing import MockClock
 
+from trio_overlay.testing.timeline import JumpingClock
+
 P = ParamSpec("P")
 T = TypeVar("T")
 WorldT = TypeVar("WorldT")
@@ -116,6 +118,7 @@ class SteppedRun(Generic[WorldT]):
         self._due: deque[Callable[[], object]] = deque()
         self._scheduling = deterministic_trio(seed)
         self._is_running = False
+        self._clock = JumpingClock()
         self._outcome: Any = None  # an `outcome.Outcome`, once the run is over
         self._wake: trio.Event
         self._scope: trio.CancelScope
@@ -142,7 +145,7 @@ class SteppedRun(Generic[WorldT]):
         self._is_running = True
         trio.lowlevel.start_guest_run(
             self._main,
-            clock=MockClock(autojump_threshold=0),
+            clock=self._clock,
             run_sync_soon_threadsafe=self._due.append,
             done_callback=self._end,
         )
@@ -195,7 +198,7 @@ class SteppedRun(Generic[WorldT]):
         async with self._open_world() as world:
             while True:
                 self._wake = trio.Event()
-                self._has_result = True
+                self._has_result = self._clock.is_stopped = True
                 await self._wake.wait()
                 if self._command is None:
                     return
@@ -211,7 +214,7 @@ class SteppedRun(Generic[WorldT]):
         self._has_result = True
 
     def _go_on(self) -> None:
-        self._has_result = False
+        self._has_result = self._clock.is_stopped = False
         ticks = 0
         while not self._has_result:
             self._due.popleft()()
@@ -222,7 +225,7 @@ class SteppedRun(Generic[WorldT]):
             self._outcome.unwrap()
 
     def _check_that_something_will_happen(self) -> None:
-        if _nothing_will_happen():
+        if _nothing_will_happen() and self._clock.next_action_at == float("inf"):
             raise NothingWillHappen(NOTHING_WILL_HAPPEN)
 
 
