@@ -44,6 +44,7 @@ from trio_overlay.protocol.sampling import (
 from trio_overlay.protocol.sampling_frames import (
     PROTOCOL_ID,
     Exchange,
+    Leave,
     SamplingFrame,
     decode_sampling,
     encode_sampling,
@@ -489,8 +490,10 @@ class Sampling:
 
         PeerNotFound: it cannot be reached, or takes nothing.
         """
+        # The original forgets the end that an MLeave comes from: it has to be that of its arcs.
+        end = Side.OUT.end_of(peer) if isinstance(frame, Leave) else self._end_of(peer)
         with trio.move_on_after(SEND_TIMEOUT):
-            await self.neighbours.send(self._end_of(peer), encode_sampling(frame), retries=0)
+            await self.neighbours.send(end, encode_sampling(frame), retries=0)
             return
         raise PeerNotFound(f"{peer} takes no message")
 
