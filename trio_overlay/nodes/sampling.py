@@ -177,7 +177,8 @@ class Sampling:
         """Around waiting for the next exchange."""
         self._lonely = trio.Event()
         """Set when a peer that had arcs has none any more."""
-        self._is_joining = False
+        self._last_view: Counter[str] = Counter()
+        self._view_watchers = trio.lowlevel.ParkingLot()
         self._handed: dict[_Handed, None] = {}  # a set that keeps its order
         self._exchanged_at: dict[str, float] = {}
         """When each neighbour that we have an arc from had its last exchange."""
@@ -205,6 +206,10 @@ class Sampling:
     @property
     def has_left(self) -> bool:
         return self._spray.has_left
+
+    async def wait_for_change(self) -> None:
+        """Wait until the view is another than now; for ever, once this peer has left."""
+        await self._view_watchers.park()
 
     def sample(self, count: int = 1) -> list[str]:
         """Up to *count* different peers at random; fewer if we know fewer.
@@ -446,6 +451,11 @@ class Sampling:
                     self._nursery.start_soon(self._say_or_not, peer, frame)
                 case _:
                     assert_never(action)
+        # All that changes the view comes by here, with what is to be done about it.
+        view = self._spray.view.counts()
+        if view != self._last_view:
+            self._last_view = view
+            self._view_watchers.unpark_all()
 
     async def _connect(self, source: str, target: str) -> None:
         try:
