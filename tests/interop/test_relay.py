@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from tests.interop.node import Event, NodeProcess, open_node_process
+from trio_overlay.nodes.datagram import open_relay_socket
 from trio_overlay.nodes.relay import Relay, RelayMessage, open_relay
+from trio_overlay.nodes.relay_identity import Identity
 from trio_overlay.protocol.relay_routing import Policy
 
 pytestmark = [pytest.mark.interop]
@@ -156,3 +158,33 @@ async def test_webrtc_comes_up_signalled_through_the_relay(asker: str, hub: str)
         await mixed.js.send("send", node="js", to=ours.id, data="and back")
         message = await ours.messages.receive()
         assert (message.data, message.hops) == ("and back", 1)
+
+
+async def test_datagrams_go_both_ways() -> None:
+    async with open_mixed() as mixed:
+        hub = await mixed.ours("hub", port=0)
+        await mixed.js.send("socket", node="js", bootstrap=[hub.url], port=4000)
+        theirs = await mixed.js.wait_for("bound", node="js")
+        assert theirs["port"] == 4000
+        async with open_relay_socket(relay=hub) as ours:
+            await ours.bind(5000)
+            await ours.sendto("grüße".encode(), (theirs["id"], 4000))
+            datagram = await mixed.js.wait_for("datagram", node="js")
+            assert (datagram["text"], datagram["address"]) == ("grüße", hub.id)
+            assert datagram["port"] == 5000
+            await mixed.js.send("sendto", node="js", text="back", port=5000, address=hub.id)
+            assert await ours.recvfrom() == (b"back", (theirs["id"], 4000))
+
+
+async def test_a_signed_message_passes_the_original_unharmed() -> None:
+    async with open_mixed() as mixed:
+        middle = await mixed.theirs("middle", listens=True)
+        signer = await mixed.ours("first", bootstrap=[middle["url"]], identity=Identity(b"i" * 32))
+        strict = await mixed.ours("last", bootstrap=[middle["url"]], accepts_unproved=False)
+        await until(lambda: signer.peers and strict.peers)
+        data = {"z": 1.0, "a": [1e21, -0.5, 2**53], "1": "ü\ud800", "0": None}
+        await signer.send(strict.id, data)
+        message = await strict.messages.receive()
+        assert (message.is_proved, message.hops) == (True, 2)
+        await signer.send(middle["id"], "signed, which it does not mind")
+        assert (await mixed.js.wait_for("message", node="middle"))["from"] == signer.id

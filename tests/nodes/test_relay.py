@@ -73,6 +73,23 @@ async def test_where_webrtc_fails_the_url_is_dialled(autojump_clock: MockClock) 
         await until(lambda: first.id in last.peers)
 
 
+async def test_a_cancelled_connect_is_taken_back_at_the_other_end(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_relays(latency=0.1) as relays:
+        first, _, last = await relays.chain("a", "b", "c")
+        with trio.move_on_after(1.05):  # there is an offer by then, and no channel
+            await first.connect(last.id)
+        assert last._sessions
+        assert last._mind.attempts
+        await trio.sleep(0.3)
+        for relay in (first, last):
+            assert not relay._sessions
+            assert not relay._mind.attempts
+        assert relays.network.count_open_peers == 0
+        await first.connect(last.id)  # as if nothing had been
+
+
 async def test_without_a_transport_in_common_connecting_fails(autojump_clock: MockClock) -> None:
     async with open_relays() as relays:
         await relays.open("hub", listens=True)

@@ -28,6 +28,7 @@ from trio_overlay.protocol.relay import (
     Receipt,
     Unknown,
     User,
+    Withdrawn,
     decode_body,
     decode_envelope,
     decode_first_frame,
@@ -59,6 +60,7 @@ bodies = (
     | st.builds(Receipt, short)
     | st.just(Ping())
     | st.just(Pong())
+    | st.just(Withdrawn())
 )
 envelopes = st.builds(
     Envelope,

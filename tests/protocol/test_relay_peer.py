@@ -30,6 +30,16 @@ from trio_overlay.protocol.relay import (
     Receipt,
     User,
 )
+from trio_overlay.protocol.relay_actions import (
+    Action,
+    Close,
+    Connect,
+    Deliver,
+    Failed,
+    Received,
+    Send,
+    Signalled,
+)
 from trio_overlay.protocol.relay_peer import (
     CONNECT_TIMEOUT,
     MAX_ANSWERING,
@@ -37,15 +47,7 @@ from trio_overlay.protocol.relay_peer import (
     OFFER_TIMEOUT,
     VISIT_TIMEOUT,
     WAITING_AGE,
-    Action,
-    Close,
-    Connect,
-    Deliver,
-    Failed,
-    Received,
     RelayPeer,
-    Send,
-    Signalled,
 )
 from trio_overlay.protocol.relay_routing import MAX_NONCES, NONCE_AGE, ORIGINAL, Policy
 

@@ -47,18 +47,20 @@ from trio_overlay.protocol.relay import (
     encode_first_frame,
     is_peer_id,
 )
-from trio_overlay.protocol.relay_peer import (
-    CONNECT_TIMEOUT,
-    NO_ROOM,
+from trio_overlay.protocol.relay_actions import (
     Action,
     Close,
     Connect,
     Deliver,
     Failed,
     Received,
-    RelayPeer,
     Send,
     Signalled,
+)
+from trio_overlay.protocol.relay_peer import (
+    CONNECT_TIMEOUT,
+    NO_ROOM,
+    RelayPeer,
 )
 from trio_overlay.protocol.relay_routing import Policy
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
@@ -253,7 +255,7 @@ class Relay:
         """Be connected to the peer *id*, which any number of hops may lie before.
 
         By WebRTC if both can, signalled through the relays between, else by its URL. Cancelled,
-        there is no connection, or there is a whole one.
+        there is no connection, or there is a whole one; a peer of ours that was asked is told.
 
         ConnectionFailed: it did not answer, or no transport worked, within *timeout* seconds.
         UsageError: *id* is no id, or our own.
@@ -280,7 +282,7 @@ class Relay:
             if not outcome.count_waiting and self._connecting.get(peer) is outcome:
                 del self._connecting[peer]
                 if not outcome.is_known:
-                    self._mind.attempt_failed(peer, trio.current_time())
+                    self._perform(self._mind.withdraw(peer, trio.current_time()))
                     if peer in self._sessions:
                         self._sessions[peer].scope.cancel()
         raise ConnectionFailed(f"{peer} was not connected within {timeout:g} s")
@@ -660,6 +662,8 @@ class Relay:
                 case Signalled(peer, signal):
                     self._take_signal(peer, signal)
                 case Failed(peer, reason):
+                    if peer in self._sessions:
+                        self._sessions[peer].scope.cancel()
                     outcome = self._connecting.pop(peer, None)
                     if outcome is not None:
                         outcome.fail(ConnectionFailed(f"{peer}: {reason}"))

@@ -122,6 +122,11 @@ class PeerSignal:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The handshake that the sender has offered is given up. Only ours say and understand it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """The `User` message that asked for this arrived. Only ours give and understand it."""
 
@@ -147,7 +152,7 @@ class Unknown:
 
 Body: TypeAlias = (
     User | FindPeers | FoundPeers | HandshakeOffer | HandshakeAnswer | PeerSignal
-    | Receipt | Ping | Pong | Unknown
+    | Withdrawn | Receipt | Ping | Pong | Unknown
 )  # fmt: skip
 
 
@@ -184,6 +189,8 @@ def decode_body(value: JSON) -> Body:
             if not isinstance(data, dict):
                 raise MalformedFrame("a signal is an object")
             return PeerSignal(data)
+        case "withdrawn":
+            return Withdrawn()
         case "receipt" if _is_short(data):
             return Receipt(data)
         case "ping":
@@ -213,6 +220,8 @@ def encode_body(body: Body) -> JSON:
             value = {"type": "handshake-answer", "data": {"ws": url, "wrtc": webrtc}}
         case PeerSignal(signal):
             return {"type": "signal", "data": signal}
+        case Withdrawn():
+            return {"type": "withdrawn"}
         case Receipt(receipt):
             return {"type": "receipt", "data": receipt}
         case Ping():

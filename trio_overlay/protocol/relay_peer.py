@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from trio_overlay.protocol.allowance import Allowance
 from trio_overlay.protocol.buckets import Buckets
@@ -34,6 +34,18 @@ from trio_overlay.protocol.relay import (
     Receipt,
     Unknown,
     User,
+    Withdrawn,
+)
+from trio_overlay.protocol.relay_actions import (
+    Action,
+    Admission,
+    Close,
+    Connect,
+    Deliver,
+    Failed,
+    Received,
+    Send,
+    Signalled,
 )
 from trio_overlay.protocol.relay_routing import Fading, Neighbour, Policy, Router
 
@@ -66,77 +78,6 @@ FRAMES_AT_ONCE, FRAMES_PER_SECOND = 4_000, 1_000
 """What one neighbour may have us look at; what goes over is dropped."""
 ANSWERS_AT_ONCE, ANSWERS_PER_SECOND = 100, 20
 """Answers of ours to what came by one neighbour: they are larger than the questions."""
-
-
-# --- what is to be done -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Give *envelope* to a neighbour; if there is no room on the way to it, drop it."""
-
-    neighbour: PeerId
-    envelope: Envelope
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """A message for the application."""
-
-    sender: PeerId
-    data: JSON
-    is_proved: bool
-    hops: int
-    """How many connections it came over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """The message whose receipt this is has arrived."""
-
-    receipt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Connect:
-    """*peer* has said how: by WebRTC, we being the initiator, and if that fails at *url*.
-
-    Call `admit` with what comes of it, or `attempt_failed`.
-    """
-
-    peer: PeerId
-    webrtc: bool
-    url: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    """A signal for the connection with *peer*; the first one, if it is to begin it."""
-
-    peer: PeerId
-    signal: JSON
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """There will be no connection to *peer* from this attempt."""
-
-    peer: PeerId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Close the connection to a neighbour, and say why; then call `lose`."""
-
-    neighbour: PeerId
-    reason: str
-    is_dead: bool = False
-
-
-Action: TypeAlias = Send | Deliver | Received | Connect | Signalled | Failed | Close
-
-Admission: TypeAlias = Literal["neighbour", "visitor", "spare", "refused"]
 
 
 # --- what is known ------------------------------------------------------------------------
@@ -280,6 +221,12 @@ class RelayPeer:
             self._attempts[peer] = replace(attempt, is_wanted=True)
             return []
         return self._offer(peer, now, is_wanted=True)
+
+    def withdraw(self, peer: PeerId, now: float) -> list[Action]:
+        """Give up the attempt to connect to *peer*, and tell it, if it might be waiting for us."""
+        attempt = self._attempts.get(peer)
+        self.attempt_failed(peer, now)
+        return self._launch(peer, Withdrawn(), now) if attempt and attempt.is_ours else []
 
     def disconnect(self, peer: PeerId, now: float) -> list[Action]:
         """Let go of *peer*, and leave it alone for a while."""
@@ -431,6 +378,12 @@ class RelayPeer:
                 if attempt is None or not attempt.is_answered or not self._webrtc:
                     return []
                 return [Signalled(sender, signal)]
+            case Withdrawn():
+                attempt = self._attempts.get(sender)
+                if attempt is None or attempt.is_ours:
+                    return []
+                del self._attempts[sender]
+                return [Failed(sender, "it has given up")]
             case Receipt(receipt):
                 if self._expected.get(receipt) != sender:
                     return []

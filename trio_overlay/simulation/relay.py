@@ -20,14 +20,16 @@ from trio_overlay.protocol.buckets import random_peer_id
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.relay import Envelope, PeerId, User
 from trio_overlay.protocol.relay import Receipt as ReceiptBody
-from trio_overlay.protocol.relay_peer import (
+from trio_overlay.protocol.relay_actions import (
     Action,
     Close,
     Connect,
     Deliver,
     Received,
-    RelayPeer,
     Send,
+)
+from trio_overlay.protocol.relay_peer import (
+    RelayPeer,
 )
 from trio_overlay.protocol.relay_routing import ORIGINAL, Policy
 from trio_overlay.simulation.agenda import Agenda
