@@ -85,6 +85,12 @@ def test_the_page_on_neighbours_is_what_happens(tmp_path: Path) -> None:
     assert live_through(page, tmp_path) == 1
 
 
+@pytest.mark.webrtc
+def test_the_page_on_relays_is_what_happens(tmp_path: Path) -> None:
+    page = (DOCS / "relay.md").read_text(encoding="utf-8")
+    assert live_through(page, tmp_path) == 2
+
+
 def test_a_page_that_shows_something_else_is_found(tmp_path: Path) -> None:
     program = "```python\n# hello.py\nprint('hello 7 at 1.2 s')\n```\n"
     page = program + "```console\n$ python hello.py\n{}\n```\n"

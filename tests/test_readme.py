@@ -19,7 +19,7 @@ from trio_overlay import ListeningServer, serve_signaling
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-NAMES = ["tree_root.py", "tree_node.py", "peers.py"]
+NAMES = ["tree_root.py", "tree_node.py", "peers.py", "relays.py"]
 """The examples that the programs are, in the same order."""
 
 
@@ -61,6 +61,14 @@ async def test_peers_meet_as_printed() -> None:
             command = program(PROGRAMS[NAMES.index("peers.py")], server)
             result = await trio.run_process(command, capture_stdout=True)
     assert result.stdout.decode() == "ada says {'question': 'are you there?'}\nbob answers b'yes'\n"
+
+
+@pytest.mark.webrtc
+async def test_relays_talk_as_printed() -> None:
+    with trio.fail_after(60):
+        command = [sys.executable, "-c", PROGRAMS[NAMES.index("relays.py")]]
+        result = await trio.run_process(command, capture_stdout=True)
+    assert result.stdout == b"ada says are you there?\n"
 
 
 @pytest.mark.webrtc
