@@ -107,7 +107,7 @@ async def test_the_secret_is_in_no_line_of_the_log_at_any_level() -> None:
             async with open_websocket_channel(f"{server.url}/{SECRET}/webrtc-bootstrap-rot"):
                 pass
         assert await server.stop() == 0
-        assert "is now the root" in server.log
+        assert "is now a root" in server.log
         assert "wrong secret" in server.log
         assert SECRET not in server.log
 
