@@ -26,6 +26,8 @@ BESIDE = {"simulation", "testing"}
 TOPOLOGIES = {
     "tree": "tree",
     "branch": "tree",
+    "cast": "tree",
+    "casting": "tree",
     "filling": "tree",
     "pulling": "tree",
     "ancestry": "tree",

@@ -85,14 +85,17 @@ from trio_overlay.nodes.tree import (
     TreeNode,
     open_tree_node,
 )
+from trio_overlay.nodes.tree_cast_links import CastLimits
+from trio_overlay.nodes.tree_casts import CastMessage
 from trio_overlay.nodes.tree_channel import Message, TreeChannel
+from trio_overlay.nodes.tree_gathers import Gathered
+from trio_overlay.nodes.tree_messages import NodeSnapshot, TreeSnapshot
 from trio_overlay.protocol.broker_registrations import BrokerLimits
+from trio_overlay.protocol.version import __version__
 from trio_overlay.signaling.bootstrap import Bootstrap, Listener, Request, open_bootstrap
 from trio_overlay.signaling.bootstrap import Connection as BootstrapConnection
 from trio_overlay.signaling.registry import LocalPeers, Registry
 from trio_overlay.signaling.server import ListeningServer, SignalingServer, serve_signaling
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ArcClose",
@@ -102,6 +105,8 @@ __all__ = [
     "BootstrapConnection",
     "BrokerLimits",
     "BrokerLost",
+    "CastLimits",
+    "CastMessage",
     "Channel",
     "ChildClose",
     "ChildConnect",
@@ -113,6 +118,7 @@ __all__ = [
     "DeliveryFailed",
     "Event",
     "Frame",
+    "Gathered",
     "IceServer",
     "IdTaken",
     "Identity",
@@ -128,6 +134,7 @@ __all__ = [
     "NeighbourEvent",
     "Neighbours",
     "Network",
+    "NodeSnapshot",
     "NotSupported",
     "OutcomeError",
     "OverlayError",
@@ -165,10 +172,12 @@ __all__ = [
     "Stream",
     "TreeChannel",
     "TreeNode",
+    "TreeSnapshot",
     "UpgradeHandler",
     "UpgradeRequest",
     "UsageError",
     "Views",
+    "__version__",
     "as_object_stream",
     "open_bootstrap",
     "open_neighbours",

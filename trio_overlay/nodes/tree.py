@@ -28,6 +28,7 @@ from trio_overlay.errors import (
     UsageError,
 )
 from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_channel import (
     WINDOW,
     Heartbeat,
@@ -36,6 +37,7 @@ from trio_overlay.nodes.tree_channel import (
     TreeOnly,
 )
 from trio_overlay.nodes.tree_leaving import Leave
+from trio_overlay.nodes.tree_messages import TreeMessages
 from trio_overlay.nodes.tree_roads import Roads
 from trio_overlay.nodes.tree_roots import Rootship
 from trio_overlay.nodes.tree_standby import HEAD_START, Standby
@@ -171,6 +173,7 @@ async def open_tree_node(
     rejoins: bool = True,
     standby: bool = True,
     heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - it is frozen
+    cast_limits: CastLimits = CastLimits(),  # noqa: B008 - it is frozen
     ice_servers: Iterable[IceServer] = (),
     network: Network | None = None,
     place_rule: PlaceRule | None = None,
@@ -185,7 +188,8 @@ async def open_tree_node(
     A node that loses its parent finds another, with all that is below it, unless *rejoins* is
     false. It asks first over a connection that it has for this to its grandparent or to a sibling,
     one for each node, unless *standby* is false. *heartbeat* says when a neighbour is taken for
-    dead, and must be alike in the whole tree.
+    dead, and must be alike in the whole tree. *cast_limits* says how slowly a child may read what
+    is broadcast.
 
     A full node passes requests on to where the shallowest free place below it is; *place_rule*
     gives another rule, such as the original's, `hash_place`.
@@ -218,6 +222,7 @@ async def open_tree_node(
             rejoins=rejoins,
             standby=standby,
             heartbeat=heartbeat,
+            cast_limits=cast_limits,
             place_rule=place_rule,
         )
         await nursery.start(node._live)
@@ -240,7 +245,7 @@ class _WayUp:
     """What the other end said last of where it stands; a `Beat` means the same."""
 
 
-class TreeNode:
+class TreeNode(TreeMessages):
     """A node of the tree; made by `open_tree_node`."""
 
     def __init__(
@@ -255,6 +260,7 @@ class TreeNode:
         rejoins: bool,
         standby: bool,
         heartbeat: Heartbeat,
+        cast_limits: CastLimits,
         place_rule: PlaceRule | None,
     ) -> None:
         number = make_node_id(rng)  # first, so that seeds mean what they mean to the simulator
@@ -274,6 +280,7 @@ class TreeNode:
 
         Once somebody reads, nothing is dropped: neighbours wait until their messages are read.
         """
+        self._open_messages(cast_limits, max_degree, rng)
         self._bootstrap = bootstrap
         self._network = network
         self._rng = rng
@@ -440,6 +447,7 @@ class TreeNode:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._report)
+                self._start_messages(self._nursery)
                 task_status.started()
                 try:
                     await trio.sleep_forever()
@@ -448,6 +456,7 @@ class TreeNode:
         finally:
             self.events.close()
             self.messages.close()
+            self._casts.close()
             self._left.set()
 
     async def _enter(self, live: Callable[..., Awaitable[object]], *args: object) -> Any:
@@ -655,6 +664,7 @@ class TreeNode:
         """
         now = self._ancestry.descent
         if now == before:
+            self._tell_casts()
             return
         if now.path and not before.path:
             if not self._leaving.has_begun:
@@ -668,6 +678,11 @@ class TreeNode:
         for link in self._links.values():
             if HEAL in link.extensions:
                 link.post(frame)
+        self._tell_casts()
+
+    def _tell_casts(self) -> None:
+        """Messages have another way now, or the same as before."""
+        self._casts.stand(self._parent, self._ancestry.path, is_top=self._ancestry.issues)
 
     def _note_surprise(self) -> None:
         """If our parent may have to be told of the free places here, see to it soon."""
@@ -896,6 +911,7 @@ class TreeNode:
         child = self._children[origin] = self._links[origin]
         self.events.put(ChildConnect(child))
         self._roads.end_request(origin, "connected", is_connected=True)
+        self._casts.take_child(child)
         self._carry_out_all(placements)
         self._leaving.note_child(child)
         self._standby.note_family()
@@ -905,6 +921,7 @@ class TreeNode:
         is_leaver = child in self._leaving.leavers
         self._leaving.note_child_gone(child)
         self._standby.note_family()
+        self._casts.lose_child(child)
         placements = [] if is_leaver else self._branch.lose(child.id)
         if child.failure is not None:
             self.events.put(ChildError(child, child.failure))
@@ -930,4 +947,5 @@ class TreeNode:
             heartbeat=heartbeat or self._heartbeat,
             messages=messages or self.messages,
             on_frame=on_frame or self._take_frame,
+            on_cast=self._casts.take,
         )

@@ -28,6 +28,7 @@ from trio_overlay.errors import (
 )
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.protocol.ancestry import Descent, Number
+from trio_overlay.protocol.cast_frames import CastFrame
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import Offer, Signal, decode_signal, encode_signal
 from trio_overlay.protocol.tree import (
@@ -128,6 +129,7 @@ class TreeChannel:
         heartbeat: Heartbeat,
         messages: Stream[Message],
         on_frame: Callable[[TreeChannel, TreeOnly], None],
+        on_cast: Callable[[TreeChannel, CastFrame, int], None],
     ) -> None:
         self.id = identifier
         """What the bootstrap server, or the road that led there, called the other end for this
@@ -145,6 +147,7 @@ class TreeChannel:
         self._said_at = float("-inf")
         self._messages = messages
         self._on_frame = on_frame
+        self._on_cast = on_cast
         self._own_messages: Stream[Message] = Stream(
             keeps_what_is_read=True, on_leave=lambda _, size: self.release(size)
         )
@@ -291,6 +294,10 @@ class TreeChannel:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it has ended meanwhile
 
+    async def send_text(self, text: str) -> None:
+        """Send a frame whose credit is counted by whoever calls; raises as `Channel.send`."""
+        await self._channel.send(text)
+
     def end(self, reason: str, failure: Exception | None = None) -> None:
         """Close, and let `run` return; the first *reason* given is the one that counts."""
         if self._close_reason is None:
@@ -373,8 +380,13 @@ class TreeChannel:
                 road = self._roads.get(name) or self._accepting.get(name)
                 if road is not None:
                     road.fail(ConnectionFailed(f"{self.id} refused: {reason}"))
-            case _:
+            case (
+                JoinRequest() | Withdraw() | Descend() | Beat() | Report()
+                | RoadRequest() | RoadSignal() | RoadEnd() | Leaving() | StandBy()
+            ):  # fmt: skip
                 self._on_frame(self, frame)
+            case _:
+                self._on_cast(self, frame, size)
 
     def _take_data(self, data: JSON, size: int) -> None:
         stream = self._own_messages if self._own_messages.is_read else self._messages

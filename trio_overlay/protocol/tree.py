@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeGuard
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.ancestry import MAX_NUMBER, NEVER, Descent, Number
 from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame, check_signal_frame
+from trio_overlay.protocol.cast_frames import CASTS, CastFrame, decode_cast, encode_cast
 from trio_overlay.protocol.filling import MAX_LEVELS, OLD_PROTOCOL_VIEW
 from trio_overlay.protocol.json import JSON, decode_json, encode_json
 
@@ -28,7 +29,7 @@ HEAL = "heal"
 ROADS = "roads"
 """The extension of those who carry signals for their neighbours, and say that they leave."""
 
-EXTENSIONS = frozenset({WITHDRAW, CREDIT, CONNECTIONS, HEAL, ROADS})
+EXTENSIONS = frozenset({WITHDRAW, CREDIT, CONNECTIONS, HEAL, ROADS, CASTS})
 """What a node of this package says it understands."""
 
 MAX_CONNECTION_NAME = 64
@@ -187,6 +188,7 @@ TreeFrame: TypeAlias = (
     | RoadEnd
     | Leaving
     | StandBy
+    | CastFrame
 )
 
 
@@ -257,6 +259,9 @@ def decode_tree(frame: str | bytes) -> TreeFrame:
         case "STAND-BY":
             return StandBy()
         case other:
+            cast = decode_cast(value)
+            if cast is not None:
+                return cast
             raise MalformedFrame(f"no frame of the tree has the type {other!r:.40}")
 
 
@@ -295,6 +300,8 @@ def encode_tree(frame: TreeFrame) -> str:
             return encode_json({"type": "LEAVING", "carries": carries})
         case StandBy():
             return encode_json({"type": "STAND-BY"})
+        case _:
+            return encode_cast(frame)
 
 
 def _encode_road(frame: RoadRequest | RoadSignal | RoadEnd) -> str:

@@ -21,6 +21,24 @@ from trio_overlay.protocol.bootstrap import (
     encode_bootstrap,
     signal_frame,
 )
+from trio_overlay.protocol.cast_frames import (
+    MAX_TOPIC,
+    Answers,
+    Ask,
+    Cast,
+    CastCredit,
+    CastFrame,
+    Entry,
+    Letter,
+    Ping,
+    Pong,
+    Receipt,
+    Resume,
+    Routes,
+    Start,
+    Unknown,
+    is_id,
+)
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
     EXTENSIONS,
@@ -187,6 +205,11 @@ hostile_signals: st.SearchStrategy[JSON] = st.one_of(
 )
 """Undecoded signals with something wrong in them, mostly."""
 
+
+def _is_topic(text: str) -> bool:
+    return is_id(text, MAX_TOPIC)
+
+
 # --- frames -------------------------------------------------------------------------------
 
 extension_names = st.lists(st.sampled_from(["withdraw", "credit", "connections"]) | texts(10))
@@ -218,7 +241,39 @@ hostile_bootstrap_texts: st.SearchStrategy[str | bytes] = st.one_of(
 
 connection_names = st.integers(0, 2**64 - 1).map("{:016x}".format)
 
+node_ids = st.integers(0, 2**64 - 1).map("{:016x}".format)
+counts = st.integers(0, 2**53 - 1)
+logs = st.builds("{}.{}".format, node_ids, st.integers(1, 9))
+
+cast_frames: st.SearchStrategy[CastFrame] = st.one_of(
+    st.builds(Cast, node_ids, counts, counts, json_values(3)),
+    st.builds(Entry, st.none() | logs, counts, node_ids, counts, json_values(3)),
+    st.builds(Resume, st.none() | logs, counts),
+    st.builds(Start, logs, counts),
+    st.builds(Letter, node_ids, node_ids, counts, counts, json_values(3)),
+    st.builds(Receipt, node_ids, node_ids, counts, st.booleans()),
+    st.builds(Unknown, node_ids, node_ids),
+    st.builds(
+        Routes,
+        st.lists(node_ids, max_size=5).map(tuple),
+        st.lists(node_ids, max_size=5).map(tuple),
+        st.booleans(),
+    ),
+    st.builds(CastCredit, counts),
+    st.builds(
+        Ask, node_ids, texts(20).filter(_is_topic), json_values(3), st.floats(0, 100), st.booleans()
+    ),
+    st.builds(
+        Answers, node_ids, st.lists(json_values(3), max_size=3).map(tuple), counts, counts,
+        st.booleans(),
+    ),
+    st.builds(Ping, counts),
+    st.builds(Pong, counts),
+)  # fmt: skip
+"""What our tree nodes say to each other of what goes further than a neighbour."""
+
 tree_frames: st.SearchStrategy[TreeFrame] = st.one_of(
+    cast_frames,
     st.builds(Data, json_values()),
     st.builds(
         lambda frame, origin: JoinRequest(frame.with_origin(origin)), signal_frames, identifiers

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize
+from hypothesis.stateful import initialize, precondition, rule
 
-from trio_overlay.testing.machine import StoryMachine
+from trio_overlay.testing.machine import StoryMachine, pauses, picks
 from trio_overlay.testing.tree_world import ROOT, TreeWorld
 
 
@@ -34,6 +34,20 @@ class TreeMachine(StoryMachine[TreeWorld]):
     def begin(self, seed: int, max_degree: int) -> None:
         """Once upon a time there was a root."""
         self.begin_story({"seed": seed, "max_degree": max_degree})
+
+    @rule(pause=pauses, pick=picks)
+    def broadcast(self, pause: float, pick: int) -> None:
+        """Somebody says something to all."""
+        everybody = [ROOT, *self.names]
+        self.tell(everybody[pick % len(everybody)], "broadcasts", pause=pause)
+
+    @precondition(lambda self: self.names)
+    @rule(pause=pauses, pick=picks, other=picks)
+    def write(self, pause: float, pick: int, other: int) -> None:
+        """Somebody says something to somebody."""
+        everybody = [ROOT, *self.names]
+        who, whom = everybody[pick % len(everybody)], everybody[other % len(everybody)]
+        self.tell(who, "writes", whom, pause=pause)
 
     @property
     def residents(self) -> list[str]:

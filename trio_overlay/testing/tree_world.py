@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 
 import trio
 
 from trio_overlay.channels.memory import MemoryChannel
+from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree import LEAVE_TIMEOUT, TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import Heartbeat, TreeChannel
 from trio_overlay.protocol.filling import same
 from trio_overlay.testing.determinism import SteppedRun
 from trio_overlay.testing.history import History
 from trio_overlay.testing.signaling import AUTHORITY, SECRET
-from trio_overlay.testing.story import Story
+from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.world import Life, VirtualWorld
 
 ROOT = "root"
@@ -23,8 +28,20 @@ WITHDRAWAL_DELAY = 2.0
 """Seconds in which a withdrawal has gone down every hop of a tree of thirty nodes."""
 
 
+@dataclass(eq=False)
+class Broadcast:
+    """What somebody has broadcast to all, and who is to hear it unless it ends before."""
+
+    origin: str
+    due_to: frozenset[str]
+
+
 class TreeWorld(VirtualWorld):
-    """A root, and nodes that join, leave, crash and withdraw.
+    """A root, and nodes that join, leave, crash and withdraw, broadcast and write to each other.
+
+    ``n1 broadcasts at 3 s`` and ``n1 writes n2 at 3 s`` are steps of their own. Nobody hears
+    anything twice or out of order; and at the end everybody has heard what it was there for, of all
+    broadcasts of those who are still there, whatever has happened to anybody else in between.
 
     Settings, besides those of every world: ``max_degree`` (2), ``request_timeout`` (10) and
     ``heartbeat`` (4), the seconds between signs of life. That is more than the default of nodes,
@@ -39,6 +56,16 @@ class TreeWorld(VirtualWorld):
         self._searched_at = float("-inf")
         self.nodes: dict[str, TreeNode] = {}
         """Those that are open, the root among them, oldest first."""
+        self.keeps_its_root = True
+        """Whether the root has been there all the time: without it broadcasts may be lost."""
+        self._broadcasts: dict[int, Broadcast] = {}
+        self._heard: defaultdict[str, list[int]] = defaultdict(list)
+        """The numbers of the broadcasts that each node has heard, in the order in which it did."""
+        self._letters: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+        """The numbers of the letters that came, by who heard them and who sent them."""
+        self._confirmed: dict[int, str] = {}
+        """Who was written to in each letter that was confirmed."""
+        self._numbers = itertools.count(1)
 
     @property
     def join_timeout(self) -> float:
@@ -79,8 +106,95 @@ class TreeWorld(VirtualWorld):
         """What the application does with its *node* until it leaves; nothing, here."""
         await trio.sleep_forever()
 
+    def perform(self, step: Step) -> None:
+        node = self.nodes.get(step.who)
+        match step.verb:
+            case "broadcasts":
+                if node is not None and node._casts._log.log is not None:
+                    self._nursery.start_soon(self._broadcast, node)
+            case "writes":
+                target = self.nodes.get(step.whom or "")
+                if node is not None and target is not None and node is not target:
+                    self._nursery.start_soon(self._write, node, target.id)
+            case _:
+                super().perform(step)
+
+    async def _broadcast(self, node: TreeNode) -> None:
+        await trio.lowlevel.checkpoint()
+        number = next(self._numbers)
+        # Who has joined, and was told where in the order of all broadcasts it begins.
+        there = {other.id for other in self.nodes.values() if other._casts._log.log is not None}
+        self._broadcasts[number] = Broadcast(node.id, frozenset(there - {node.id}))
+        with contextlib.suppress(trio.ClosedResourceError):
+            await node.broadcast(number)
+
+    async def _write(self, node: TreeNode, target: str) -> None:
+        number = next(self._numbers)
+        with contextlib.suppress(OutcomeError, trio.ClosedResourceError):
+            await node.send_to(target, number)
+            self._confirmed[number] = target
+
+    def _listen(self) -> None:
+        """Take note of what everybody has heard since the last time."""
+        for name, node in self.nodes.items():
+            for _ in range(len(node.casts)):
+                message = node.casts.receive_nowait()
+                if message.is_broadcast:
+                    self._heard[node.id].append(message.data)
+                    continue
+                numbers = self._letters[node.id, message.origin]
+                numbers.append(message.data)
+                assert sorted(set(numbers)) == numbers, f"{name} heard letters {numbers}"
+
+    def _check_messages(self) -> None:
+        """Nobody hears anything twice, or in another order than the others."""
+        self._listen()
+        in_order: list[int] = []
+        if self.keeps_its_root and ROOT in self.nodes:
+            in_order = self._heard[self.nodes[ROOT].id]
+        places = {number: place for place, number in enumerate(in_order)}
+        for name, node in self.nodes.items():
+            numbers = self._heard[node.id]
+            assert len(set(numbers)) == len(numbers), f"{name} has heard twice: {numbers}"
+            order = [places[number] for number in numbers if number in places]
+            assert order == sorted(order), f"{name} has heard out of order: {numbers}"
+            for origin in {self._broadcasts[number].origin for number in numbers}:
+                own = [number for number in numbers if self._broadcasts[number].origin == origin]
+                assert own == sorted(own), f"{name} has heard {origin} out of order: {own}"
+
+    def _check_that_all_was_heard(self) -> None:
+        """All are in one tree again: what was kept for them has come."""
+        names = {node.id: name for name, node in self.nodes.items()}
+        heard = {number for numbers in self._letters.values() for number in numbers}
+        for number, target in self._confirmed.items():
+            assert target not in names or number in heard, (
+                f"{names[target]} has confirmed letter {number} and not heard it"
+            )
+        if not self.keeps_its_root:
+            return
+        for number, broadcast in self._broadcasts.items():
+            if broadcast.origin in names:
+                for node_id in broadcast.due_to & names.keys():
+                    assert number in self._heard[node_id], (
+                        f"{names[node_id]} has not heard broadcast {number}, of "
+                        f"{names[broadcast.origin]}"
+                    )
+        for name, node in self.nodes.items():
+            assert node.count_missed == 0, f"{name} has missed {node.count_missed} broadcasts"
+            assert not node._casts._to_all.outbox, f"{name} keeps what it has broadcast"
+            below = self._count_below(name)
+            assert len(node._casts.routes) == below, (
+                f"{name} knows of {len(node._casts.routes)} nodes below it, of {below}"
+            )
+
+    def _count_below(self, name: str) -> int:
+        parents = self.parents()
+        children = [child for child, parent in parents.items() if parent == name]
+        return len(children) + sum(map(self._count_below, children))
+
     def check(self) -> None:
         self.check_lives()
+        self._check_messages()
         for name, node in self.nodes.items():
             taken = len(node._branch.children) + len(node._branch.applicants)
             assert taken <= self.max_degree, f"{name} has {taken} places taken"
@@ -98,6 +212,7 @@ class TreeWorld(VirtualWorld):
                     break  # somebody else's cycle; it is found from there
 
     def check_quiet(self) -> None:
+        self._check_that_all_was_heard()
         parents = self.parents()
         for name, node in self.nodes.items():
             assert name == ROOT or name in parents, f"{name} has found no parent: {node!r}"

@@ -1,0 +1,727 @@
+"""How one node passes on what goes further than a neighbour: broadcasts, and letters to one node.
+
+What is decided is decided in protocol/casting.py, and docs/tree.md argues it; here is what lives
+in time: links, queues and credit, the root's pen, and what is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import (
+    DeliveryFailed,
+    MalformedFrame,
+    MessageTooLarge,
+    PeerNotFound,
+    UsageError,
+)
+from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.tree_cast_links import (
+    CAST_WINDOW,
+    MAX_MESSAGE,
+    CastLimits,
+    CastLink,
+    Outgoing,
+    cost_of,
+)
+from trio_overlay.nodes.tree_channel import MIN_COST, TreeChannel
+from trio_overlay.protocol.cast_frames import (
+    Answers,
+    Ask,
+    Cast,
+    CastCredit,
+    CastFrame,
+    Entry,
+    Letter,
+    Ping,
+    Pong,
+    Receipt,
+    Resume,
+    Routes,
+    Start,
+    Unknown,
+    encode_cast,
+)
+from trio_overlay.protocol.casting import (
+    MAX_ROUTES,
+    Inbox,
+    Kept,
+    Log,
+    Outbox,
+    RoutingTable,
+    Unsettled,
+)
+from trio_overlay.protocol.json import JSON, MAX_DEPTH, decode_json, encode_json
+
+logger = logging.getLogger(__name__)
+
+MAX_UP = 4 << 20
+"""Bytes that wait for a parent, at the most; what comes on top is dropped, and is sent again."""
+ROUTES_INTERVAL = 0.25
+PING_INTERVAL = 30.0
+RESEND_DELAY, MAX_RESEND_DELAY = 3.0, 30.0
+UNKNOWN_GRACE = 6.0
+"""Seconds for which nobody must know an id until it is given up: a rejoin takes up to five."""
+
+
+@dataclass(frozen=True, slots=True)
+class CastMessage:
+    """What some node of the tree sent to all, or to its subtree, or to this node."""
+
+    origin: str
+    """The id of the node that sent it."""
+    data: JSON
+    is_broadcast: bool
+
+
+@dataclass(eq=False)
+class _Box:
+    """What was sent to one target, or to all, and is not settled."""
+
+    outbox: Outbox = field(default_factory=Outbox)
+    queued: set[int] = field(default_factory=set)
+    """What of it still waits in this node for its way: no need to send it again."""
+    waiting: dict[int, trio.Event] = field(default_factory=dict)
+    sending: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
+    has_room: trio.Event = field(default_factory=trio.Event)
+    due_at: float = float("inf")
+    delay: float = RESEND_DELAY
+    unknown_since: float | None = None
+    failure: str | None = None
+    users: int = 0
+
+    def note_room(self) -> None:
+        self.has_room.set()
+        self.has_room = trio.Event()
+
+
+class Casts:
+    """One node's; it belongs to the node, and lives in its nursery."""
+
+    def __init__(self, node_id: str, limits: CastLimits, max_degree: int) -> None:
+        self.stream: Stream[CastMessage] = Stream(
+            max_bytes=CAST_WINDOW // 2, keeps_what_is_read=True, on_leave=self._on_read
+        )
+        self.routes = RoutingTable(node_id, max(1000, MAX_ROUTES // max_degree))
+        self.above: CastLink | None = None
+        self.below: dict[str, CastLink] = {}
+        self.is_top = False
+        """Whether this node has the pen: a root, or one below a node of the old protocol."""
+        self.count_missed = 0
+        self.on_question: Callable[[CastLink, Ask, int], None]
+        self.on_answers: Callable[[CastLink, Answers, int], None]
+        self.on_lost_child: Callable[[str], None]
+        self._id = node_id
+        self._limits = limits
+        self._is_closed = False
+        self._callers: set[trio.CancelScope] = set()
+        self._path: tuple[str, ...] = ()
+        self._nursery: trio.Nursery
+        self._log = Log(limits.max_lag)
+        self._inbox = Inbox()
+        self._sequence = 0
+        self._count_logs = 0
+        self._to_all = _Box()
+        self._letters: dict[str, _Box] = {}
+        self._resend_sooner = trio.Event()
+        self._up: deque[Outgoing] = deque()
+        self._up_size = 0
+        self._up_came = trio.Event()
+        # Broadcasts that are not yet out of our hands: not read here, or not sent to any child.
+        self._held: deque[tuple[int, int]] = deque()  # position and size
+        self._held_bytes = 0
+        self._held_less = trio.Event()
+        self._unread_entries: deque[int] = deque()
+        self._unread_letters = 0
+        self._in_stream: deque[int | None] = deque()  # positions; None for letters
+        self._pings: dict[int, float] = {}
+        self._count_pings = 0
+        self._got_pong = trio.Event()
+        self._has_routes_to_tell = trio.Event()
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Live in *nursery*, the node's, until it is cancelled."""
+        self._nursery = nursery
+        nursery.start_soon(self._write_the_log)
+        nursery.start_soon(self._keep_sending)
+        nursery.start_soon(self._keep_reporting)
+
+    # --- what the application asks for ----------------------------------------------------
+
+    def close(self) -> None:
+        """The node has left: end all calls under way."""
+        self._is_closed = True
+        self.stream.close()
+        for scope in self._callers:
+            scope.cancel()
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around a call of the application's.
+
+        trio.ClosedResourceError: the node has left, or leaves meanwhile.
+        """
+        with trio.CancelScope() as scope:
+            if self._is_closed:
+                scope.cancel()
+            self._callers.add(scope)
+            try:
+                yield
+            finally:
+                self._callers.discard(scope)
+        if scope.cancelled_caught:
+            raise trio.ClosedResourceError("this node has left the tree")
+
+    async def broadcast(self, data: JSON, *, to_subtree: bool) -> None:
+        size = self._check(data)
+        if to_subtree:
+            await trio.lowlevel.checkpoint()
+            while self._held_bytes >= CAST_WINDOW:
+                await self._held_less.wait()
+            self._accept(Entry(None, 0, self._id, self._next_sequence(), data))
+            return
+        box = self._to_all
+        async with box.sending:
+            await self._wait_for_room(box)
+            unsettled = box.outbox.put(self._next_sequence(), data, size)
+            self._send_to_all(unsettled)
+            self._expect_answer(box)
+
+    async def send_to(self, target: str, data: JSON, timeout: float) -> None:
+        size = self._check(data)
+        if target == self._id:
+            raise UsageError("a node sends no messages to itself")
+        box = self._letters.setdefault(target, _Box())
+        box.users += 1
+        sequence = 0
+        arrived = trio.Event()
+        try:
+            with trio.move_on_after(timeout):
+                async with box.sending:
+                    await self._wait_for_room(box)
+                    sequence = self._next_sequence()
+                    unsettled = box.outbox.put(sequence, data, size)
+                    box.waiting[sequence] = arrived
+                    self._send_letter(target, unsettled)
+                    self._expect_answer(box)
+                await arrived.wait()
+            if arrived.is_set() and sequence not in box.outbox:
+                return
+            if box.failure is not None:
+                raise PeerNotFound(box.failure)
+            raise DeliveryFailed(f"{target} did not confirm a message within {timeout:g} s")
+        finally:
+            box.waiting.pop(sequence, None)
+            box.outbox.give_up(sequence)
+            box.note_room()
+            box.users -= 1
+            if not box.users:
+                del self._letters[target]
+
+    async def settle(self) -> None:
+        """Wait until all that was broadcast to all from here has come to the root."""
+        while self._to_all.outbox:
+            await self._to_all.has_room.wait()
+
+    # --- what the node tells --------------------------------------------------------------
+
+    def stand(self, parent: TreeChannel | None, path: tuple[str, ...], *, is_top: bool) -> None:
+        """The node has this *parent* now, and the pen or not; called whenever it may have changed.
+
+        The parent has confirmed us.
+        """
+        if self.above is not None and self.above.channel is not parent:
+            self.above.scope.cancel()
+            self.above = None
+        if is_top and not self.is_top:
+            self._count_logs += 1
+            self._log.stand_at(f"{self._id}.{self._count_logs}", 0)
+            self._tell_start()
+            self._up_came.set()
+        self.is_top = is_top
+        if parent is not None and self.above is None:
+            self._meet_parent(parent)
+        if path != self._path:
+            self._path = path
+            if path:
+                self._send_soon()
+            self._update_held()
+
+    def take_child(self, channel: TreeChannel) -> None:
+        link = self.below[channel.id] = self._link(channel, deque())
+        if link.speaks_casts:
+            link.grant()
+        else:
+            link.position = self._log.end
+        self._nursery.start_soon(self._serve, link)
+
+    def lose_child(self, channel: TreeChannel) -> None:
+        link = self.below.pop(channel.id, None)
+        if link is not None:
+            link.clear()
+            self.routes.lose(channel.id)
+            self._report_routes()
+            self._update_held()
+            self.on_lost_child(channel.id)
+
+    def take(self, channel: TreeChannel, frame: CastFrame, size: int) -> None:
+        """A frame came from *channel*; from who is no neighbour yet, or any more, it is ignored.
+
+        ProtocolError: its sender must not say that.
+        """
+        if self.above is not None and channel is self.above.channel:
+            link = self.above
+        elif channel.id in self.below and self.below[channel.id].channel is channel:
+            link = self.below[channel.id]
+        else:
+            return
+        is_above = link is self.above
+        size = max(size, MIN_COST)
+        if isinstance(frame, Cast | Entry | Letter | Receipt | Unknown | Ask | Answers):
+            link.count_received(size)
+        match frame:
+            case CastCredit(credit):
+                link.take_credit(credit)
+            case Ping(number):
+                channel.post(Pong(number))
+            case Pong(number):
+                self._take_pong(link, number)
+            case Entry() if is_above:
+                self._hear(frame)
+            case Start(log, index) if is_above:
+                if self._log.log is None:
+                    self._log.stand_at(log, index)
+                    self._tell_start()
+            case Resume(log, index) if not is_above:
+                self._resume(link, log, index)
+            case Routes() if not is_above:
+                self.routes.learn(link.id, frame)
+                self._report_routes()
+            case Cast() if not is_above:
+                self.push_up(frame, size, link)
+            case Letter() | Receipt() | Unknown():
+                self._route(frame, size, link)
+            case Ask():
+                self.on_question(link, frame, size)
+            case Answers():
+                self.on_answers(link, frame, size)
+            case _:
+                logger.info("%s says what it must not: it is ignored", channel)
+        link.grant()
+
+    def push_up(
+        self,
+        frame: CastFrame,
+        size: int,
+        source: CastLink | None = None,
+        on_leave: Callable[[], None] | None = None,
+    ) -> None:
+        """Pass *frame* on to the parent, or to our own pen, in its turn; *source* waits for it."""
+        if self._up_size + size > MAX_UP:
+            if on_leave is not None:
+                on_leave()
+            return
+        self._up_size += size
+        if source is not None:
+            source.held_bytes += size
+
+        def leave() -> None:
+            self._up_size -= size
+            if source is not None:
+                source.held_bytes -= size
+                if self.below.get(source.id) is source:
+                    source.grant()
+            if on_leave is not None:
+                on_leave()
+
+        self._up.append(Outgoing(frame, size, leave))
+        self._up_came.set()
+        if self.above is not None:
+            self.above.wake()
+
+    async def measure_round_trip(self, timeout: float) -> float | None:
+        """The seconds to the parent and back, now; None without a parent that answers in time."""
+        link = self.above
+        if link is None or not link.speaks_casts:
+            return None
+        self._ping(link)
+        number = self._count_pings
+        with trio.move_on_after(timeout):
+            while number in self._pings:
+                await self._got_pong.wait()
+        return link.round_trip_time
+
+    # --- broadcasts -----------------------------------------------------------------------
+
+    async def _write_the_log(self) -> None:
+        """While we have the pen, put in order what has come up."""
+        while True:
+            if not (self.is_top and self._up):
+                self._up_came = trio.Event()
+                await self._up_came.wait()
+                continue
+            if self._held_bytes >= CAST_WINDOW:
+                await self._held_less.wait()
+                continue
+            outgoing = self._up.popleft()
+            outgoing.leave()
+            match outgoing.frame:
+                case Cast() as cast:
+                    self._put_in_order(cast)
+                case Letter() | Receipt() | Unknown() as frame:
+                    self._route(frame, outgoing.size, None)
+                case Ask() as ask if ask.is_for_all:
+                    logger.debug(
+                        "a question from before this node was the root is dropped: %s", ask
+                    )
+            await trio.lowlevel.checkpoint()
+
+    def _put_in_order(self, cast: Cast) -> None:
+        verdict = self._inbox.judge("all", cast.origin, cast.sequence, cast.after)
+        if verdict == "new":
+            index = self._log.index + 1
+            assert self._log.log is not None
+            self._log.stand_at(self._log.log, index)
+            entry = Entry(self._log.log, index, cast.origin, cast.sequence, cast.data)
+            self._accept(entry)
+        if verdict == "old" and cast.origin != self._id:
+            # Its sender cannot have heard it come back.
+            receipt = Receipt(self._id, cast.origin, cast.sequence, is_for_all=True)
+            self._route(receipt, MIN_COST, None)
+        elif cast.origin == self._id and verdict != "early":
+            self._settle(self._to_all, cast.sequence)
+
+    def _hear(self, entry: Entry) -> None:
+        """An entry came from the parent."""
+        kind = "subtree"
+        if entry.log is not None:
+            kind = "all"
+            had_none = self._log.log is None
+            if entry.log == self._log.log:
+                self.count_missed += max(0, entry.index - self._log.index - 1)
+            if entry.log != self._log.log or entry.index > self._log.index:
+                self._log.stand_at(entry.log, entry.index)
+            if had_none:
+                self._tell_start()
+            if entry.origin == self._id:
+                self._settle(self._to_all, entry.sequence)
+        if self._inbox.judge(kind, entry.origin, entry.sequence) == "new":
+            self._accept(entry)
+
+    def _accept(self, entry: Entry) -> None:
+        """Keep it for the children, and give it to the application."""
+        text = encode_cast(entry)
+        size = cost_of(text)
+        position = self._log.append(Kept(entry.log, entry.index, text, entry.data, size))
+        self._held.append((position, size))
+        self._held_bytes += size
+        if entry.origin != self._id:
+            self._unread_entries.append(position)
+            self._in_stream.append(position)
+            self.stream.put(CastMessage(entry.origin, entry.data, is_broadcast=True), size)
+        for link in list(self.below.values()):
+            if link.position is not None and link.position < self._log.start:
+                lag = self._limits.max_lag
+                link.channel.end(f"it is more than {lag} bytes of messages behind")
+            link.wake()
+        if self.above is not None and not self.above.speaks_casts:
+            self.above.wake()
+        self._update_held()
+
+    def _on_read(self, _: CastMessage, size: int) -> None:
+        if not self._in_stream:
+            return  # the stream is closed
+        position = self._in_stream.popleft()
+        if position is None:
+            self._unread_letters -= size
+        else:
+            self._unread_entries.popleft()
+            self._update_held()
+
+    def _update_held(self, _: CastLink | None = None) -> None:
+        """Give credit for what was read here, and sent to the fastest of those who are told."""
+        links = list(self.below.values())
+        if self.above is not None:
+            links.append(self.above)  # it has a position if it is of the old protocol
+        told = [link.position for link in links if link.position is not None]
+        done = max(told, default=self._log.end)
+        if self._unread_entries:
+            done = min(done, self._unread_entries[0])
+        before = self._held_bytes
+        while self._held and self._held[0][0] < done:
+            self._held_bytes -= self._held.popleft()[1]
+        if self._held_bytes < before:
+            self._held_less.set()
+            self._held_less = trio.Event()
+            if self.above is not None:
+                self.above.grant()
+
+    def _kept_at(self, link: CastLink) -> Kept | None:
+        """What of the log *link* is to be sent next."""
+        while link.position is not None and link.position < self._log.end:
+            # A child that is too far behind is left; a parent of the old protocol misses some.
+            link.position = max(link.position, self._log.start)
+            kept = self._log[link.position]
+            if link is not self.above or kept.log is not None:
+                return kept
+            link.position += 1  # not for what is above
+            self._update_held()
+        return None
+
+    def _resume(self, link: CastLink, log: str | None, index: int) -> None:
+        if link.position is not None:
+            return
+        link.position = self._log.find(log, index)
+        if log is None:
+            link.wants_start = True
+            self._tell_start()
+        link.wake()
+        self._update_held()
+
+    def _tell_start(self) -> None:
+        if self._log.log is not None:
+            for link in self.below.values():
+                if link.wants_start:
+                    link.wants_start = False
+                    link.channel.post(Start(self._log.log, self._log.index))
+
+    def _meet_parent(self, parent: TreeChannel) -> None:
+        link = self.above = self._link(parent, self._up)
+        if link.speaks_casts:
+            link.grant()
+            parent.post(Resume(self._log.log, self._log.index))
+            self.routes.meet_parent()
+            self._report_routes()
+        else:
+            link.queue = deque()
+            link.position = self._log.end
+        self._nursery.start_soon(self._serve, link)
+
+    def _link(self, channel: TreeChannel, queue: deque[Outgoing]) -> CastLink:
+        return CastLink(
+            channel,
+            queue=queue,
+            limits=self._limits,
+            kept_at=self._kept_at,
+            on_sent=self._update_held,
+            held=lambda link: self._held_bytes if link is self.above else link.held_bytes,
+        )
+
+    # --- letters --------------------------------------------------------------------------
+
+    def _route(
+        self,
+        frame: Letter | Receipt | Unknown,
+        size: int,
+        source: CastLink | None,
+        on_leave: Callable[[], None] | None = None,
+    ) -> None:
+        """Pass *frame* on towards its target; where it came from, it never goes."""
+        if frame.target == self._id:
+            self._take_own(frame, size)
+            return
+        towards = self.routes.child_towards(frame.target)
+        if towards is not None and (source is None or source.id != towards):
+            self.below[towards].put_nowait(frame)
+        elif not self.is_top and (source is None or source is not self.above):
+            self.push_up(frame, size, source, on_leave)
+            return
+        else:
+            perhaps = [self.below[child] for child in self.routes.incomplete if child in self.below]
+            for link in perhaps:
+                if link is not source:
+                    link.put_nowait(frame)
+            if not perhaps and self.is_top and isinstance(frame, Letter):
+                self._route(Unknown(frame.origin, frame.target), MIN_COST, None)
+        if on_leave is not None:
+            on_leave()
+
+    def _take_own(self, frame: Letter | Receipt | Unknown, size: int) -> None:
+        match frame:
+            case Letter():
+                self._take_letter(frame, size)
+            case Receipt(_, _, sequence, True):
+                self._settle(self._to_all, sequence)
+            case Receipt(origin, _, sequence, False):
+                if origin in self._letters:
+                    self._settle(self._letters[origin], sequence)
+            case Unknown(_, wanted):
+                if wanted in self._letters:
+                    self._note_unknown(wanted, self._letters[wanted])
+
+    def _take_letter(self, letter: Letter, size: int) -> None:
+        if self.stream.is_read and self._unread_letters >= CAST_WINDOW:
+            return  # it will be sent again
+        verdict = self._inbox.judge("letter", letter.origin, letter.sequence, letter.after)
+        if verdict == "early":
+            return
+        if verdict == "new":
+            self._unread_letters += size
+            self._in_stream.append(None)
+            self.stream.put(CastMessage(letter.origin, letter.data, is_broadcast=False), size)
+        receipt = Receipt(self._id, letter.origin, letter.sequence, is_for_all=False)
+        self._route(receipt, MIN_COST, None)
+
+    def _note_unknown(self, wanted: str, box: _Box) -> None:
+        now = trio.current_time()
+        if box.unknown_since is None:
+            box.unknown_since = now
+        if now - box.unknown_since >= UNKNOWN_GRACE:
+            box.failure = f"no node of the tree has the id {wanted}"
+            for arrived in box.waiting.values():
+                arrived.set()
+        else:
+            box.due_at = min(box.due_at, now + RESEND_DELAY / 3)
+            self._resend_sooner.set()
+
+    # --- what is sent, and sent again -----------------------------------------------------
+
+    def _send_to_all(self, unsettled: Unsettled) -> None:
+        sequence = unsettled.sequence
+        frame = Cast(self._id, sequence, unsettled.after, unsettled.data)
+        self._to_all.queued.add(sequence)
+        self.push_up(
+            frame,
+            cost_of(encode_cast(frame)),
+            on_leave=partial(self._to_all.queued.discard, sequence),
+        )
+
+    def _send_letter(self, target: str, unsettled: Unsettled) -> None:
+        sequence = unsettled.sequence
+        frame = Letter(self._id, target, sequence, unsettled.after, unsettled.data)
+        queued = self._letters[target].queued
+        queued.add(sequence)
+        self._route(
+            frame, cost_of(encode_cast(frame)), None, on_leave=partial(queued.discard, sequence)
+        )
+
+    async def _wait_for_room(self, box: _Box) -> None:
+        await trio.lowlevel.checkpoint()
+        while box.outbox.size >= CAST_WINDOW:
+            await box.has_room.wait()
+
+    def _expect_answer(self, box: _Box) -> None:
+        if box.due_at == float("inf"):
+            box.delay = RESEND_DELAY
+            box.due_at = trio.current_time() + box.delay
+            self._resend_sooner.set()
+
+    def _settle(self, box: _Box, sequence: int) -> None:
+        """All up to *sequence* has arrived."""
+        if box.outbox.settle(sequence):
+            box.unknown_since = box.failure = None
+            box.note_room()
+            box.delay = RESEND_DELAY
+            box.due_at = trio.current_time() + box.delay if box.outbox else float("inf")
+            for waiting, arrived in box.waiting.items():
+                if waiting <= sequence:
+                    arrived.set()
+
+    def _send_soon(self) -> None:
+        """What was on the way may be lost: the way is another."""
+        for box in self._boxes():
+            if box.outbox:
+                box.delay = RESEND_DELAY
+                box.due_at = trio.current_time()
+        self._resend_sooner.set()
+
+    def _boxes(self) -> list[_Box]:
+        return [self._to_all, *self._letters.values()]
+
+    async def _keep_sending(self) -> None:
+        while True:
+            self._resend_sooner = trio.Event()
+            due_at = min(box.due_at for box in self._boxes())
+            with trio.move_on_at(due_at):
+                await self._resend_sooner.wait()
+            now = trio.current_time()
+            if self._to_all.due_at <= now:
+                self._send_again(self._to_all, self._send_to_all)
+            for target, box in list(self._letters.items()):
+                if box.due_at <= now:
+                    self._send_again(box, partial(self._send_letter, target))
+
+    def _send_again(self, box: _Box, send: Callable[[Unsettled], None]) -> None:
+        box.due_at = float("inf")
+        if not box.outbox:
+            return
+        box.due_at = trio.current_time() + box.delay
+        if not box.queued:
+            box.delay = min(2 * box.delay, MAX_RESEND_DELAY)
+            for unsettled in box.outbox:
+                send(unsettled)
+
+    def _next_sequence(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _check(self, data: JSON) -> int:
+        """The size of *data* as JSON.
+
+        TypeError, ValueError: it is none. MessageTooLarge: it is over the limit.
+        """
+        text = encode_json(data)
+        if len(text) > MAX_MESSAGE:
+            raise MessageTooLarge(
+                f"a message of {len(text)} bytes: to others than neighbours go {MAX_MESSAGE}"
+            )
+        check_depth(text)
+        return cost_of(text)
+
+    # --- the rest -------------------------------------------------------------------------
+
+    def _report_routes(self) -> None:
+        self._has_routes_to_tell.set()
+
+    async def _keep_reporting(self) -> None:
+        """Tell the parent who is below: at once, but not again within a quarter of a second."""
+        while True:
+            self._has_routes_to_tell = trio.Event()
+            if self.above is None or not self.above.speaks_casts or not self.routes.has_news:
+                await self._has_routes_to_tell.wait()
+                continue
+            for news in self.routes.take_news():
+                self.above.channel.post(news)
+            await trio.sleep(ROUTES_INTERVAL)
+
+    async def _serve(self, link: CastLink) -> None:
+        with link.scope:
+            async with open_background_nursery() as nursery:
+                if link is self.above and link.speaks_casts:
+                    nursery.start_soon(self._keep_measuring, link)
+                await link.write()
+
+    async def _keep_measuring(self, link: CastLink) -> None:
+        while True:
+            self._ping(link)
+            await trio.sleep(PING_INTERVAL)
+
+    def _ping(self, link: CastLink) -> None:
+        self._count_pings += 1
+        self._pings = {self._count_pings: trio.current_time()}
+        link.channel.post(Ping(self._count_pings))
+
+    def _take_pong(self, link: CastLink, number: int) -> None:
+        said_at = self._pings.pop(number, None)
+        if said_at is not None:
+            link.round_trip_time = trio.current_time() - said_at
+            self._got_pong.set()
+            self._got_pong = trio.Event()
+
+
+def check_depth(text: str) -> None:
+    """ValueError: what *text*, JSON, stands for is nested too deep to travel in a frame."""
+    if text.count("[") + text.count("{") > MAX_DEPTH - 8:
+        # The frame around it adds a few levels.
+        try:
+            decode_json("[" * 8 + text + "]" * 8)
+        except MalformedFrame as error:
+            raise ValueError(str(error)) from None
