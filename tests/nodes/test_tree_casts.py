@@ -168,6 +168,30 @@ async def read_all(node: TreeNode, into: list[object]) -> None:
         into.append(message.data)  # noqa: PERF401 - looked at before it ends
 
 
+@virtual_test
+async def test_a_branch_that_was_cut_off_hears_all_below_a_node_that_came_later() -> None:
+    """It did not: its new parent had kept nothing from before its own time. Fuzzing found it."""
+    async with open_world(latency=0.05) as world, AsyncExitStack() as stack:
+        nodes = await enter_tree(world, stack, 4, max_degree=1)
+        cut = world.network.cut("n2 <-> server*")
+        await nodes["n1"].aclose()
+        for number in range(3):
+            await nodes["root"].broadcast(number)
+        young = [await enter_child(world, stack, name, max_degree=1) for name in ("y1", "y2")]
+        await nodes["root"].broadcast(3)
+        await trio.sleep(1)
+        world.network.lift(cut)
+        await until(lambda: nodes["n4"].path, 60)
+        assert young[1].id in nodes["n2"].path
+        await nodes["root"].broadcast(4)
+        await trio.sleep(2)
+        for name in ("n2", "n3", "n4"):
+            assert heard(nodes[name]) == [0, 1, 2, 3, 4]
+            assert nodes[name].count_missed == 0
+        for node in young:
+            assert heard(node) == [3, 4]
+
+
 # --- who reads slowly -------------------------------------------------------------------------
 
 

@@ -155,7 +155,7 @@ def test_a_child_is_told_all_it_has_not_heard_as_far_as_it_is_kept(
         root = logs.pop(0) if name is not None else None
         if root is not None:
             indexes[root] += 1
-            log.stand_at(root, indexes[root])
+            log.hear(root, indexes[root])
         entry = kept(root, indexes[root] if root else 0)
         everything.append(entry)
         log.append(entry)
@@ -176,9 +176,9 @@ def test_a_child_is_told_all_it_has_not_heard_as_far_as_it_is_kept(
 
 def test_who_has_heard_nothing_is_told_nothing_of_the_past() -> None:
     log = Log(100)
-    log.stand_at("r", 0)
+    log.begin("r", 0)
+    log.hear("r", 1)
     log.append(kept("r", 1))
-    log.stand_at("r", 1)
     assert log.find(None, 0) == log.end == 1
     assert log.find("r", 0) == 0
     assert log.find("of another tree", 7) == 0
@@ -190,6 +190,41 @@ def test_who_has_joined_a_new_root_is_not_told_of_the_one_before() -> None:
         log.append(kept("old", index))
     log.append(kept("new", 1))
     assert log.find("new", 0) == 2
+
+
+def test_a_log_that_began_later_lacks_what_an_older_child_needs_until_it_is_refilled() -> None:
+    log = Log(100)
+    log.begin("r", 5)
+    log.hear("r", 6)
+    log.append(kept("r", 6))
+    assert log.lacks("r", 5) is None
+    assert log.lacks("r", 3) == 3
+    assert log.lacks("from elsewhere", 9) == 0
+    log.refill(3, [kept("r", 4), kept("r", 5)])
+    assert log.lacks("r", 3) is None
+    assert [log[at].index for at in range(log.find("r", 3), log.end)] == [4, 5, 6]
+    assert [log[at].index for at in range(log.find("r", 4), log.end)] == [5, 6]
+    assert [one.index for one in log.between("r", 3, 5)] == [4, 5]
+
+
+def test_a_refill_takes_no_more_room_than_there_is_and_is_not_asked_for_twice() -> None:
+    log = Log(35)
+    log.begin("r", 5)
+    log.append(kept("r", 6))
+    log.refill(1, [kept("r", index) for index in (2, 3, 4, 5)])
+    assert [log[at].index for at in range(log.start, log.end)] == [4, 5, 6]
+    assert log.lacks("r", 0) is None
+    log.append(kept("r", 7))
+    assert [log[at].index for at in range(log.start, log.end)] == [5, 6, 7]
+
+
+def test_what_was_pushed_out_here_is_not_asked_for_elsewhere() -> None:
+    log = Log(25)
+    log.begin("r", 1)
+    for index in (2, 3, 4):
+        log.hear("r", index)
+        log.append(kept("r", index))
+    assert log.lacks("r", 0) is None
 
 
 # --- the ways ---------------------------------------------------------------------------------

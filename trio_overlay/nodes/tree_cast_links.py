@@ -15,7 +15,14 @@ import trio
 
 from trio_overlay.errors import MessageTooLarge, ProtocolError
 from trio_overlay.nodes.tree_channel import MIN_COST, TreeChannel
-from trio_overlay.protocol.cast_frames import CASTS, CastCredit, CastFrame, encode_cast
+from trio_overlay.protocol.cast_frames import (
+    CASTS,
+    CastCredit,
+    CastFrame,
+    PastEnd,
+    Refill,
+    encode_cast,
+)
 from trio_overlay.protocol.casting import Kept
 
 logger = logging.getLogger(__name__)
@@ -77,6 +84,12 @@ class CastLink:
         self.position: int | None = None
         """Of the next broadcast to be sent, in the node's log; None: nothing of it is."""
         self.wants_start = False
+        self.resumes_at: tuple[str, int] | None = None
+        """What this child has heard of last, while we do not know enough to tell it the rest."""
+        self.wants_past: Refill | None = None
+        """What this child has asked for, and we have to ask for ourselves."""
+        self.past: deque[Kept | PastEnd] = deque()
+        """What is sent before everything else."""
         self.held_bytes = 0
         """What came over this link and is still in our hands, if it is a child's."""
         self.round_trip_time: float | None = None
@@ -136,7 +149,7 @@ class CastLink:
     async def write(self) -> None:
         """Send what there is, as fast as it is taken, until the channel ends."""
         while self.channel.is_open:
-            if not self.queue and self._kept_at(self) is None:
+            if not self.queue and not self.past and self._kept_at(self) is None:
                 await self._sleep()
                 self._moved_at = trio.current_time()
                 continue
@@ -165,6 +178,9 @@ class CastLink:
 
     async def _send_next(self) -> bool:
         """Send one thing, of the queue and of the log in turns; False if the link has ended."""
+        if self.past:
+            past = self.past.popleft()
+            return await self._send(past.past_text if isinstance(past, Kept) else encode_cast(past))
         kept = self._kept_at(self)
         if kept is not None and (self._log_is_next or not self.queue):
             self._log_is_next = False

@@ -41,9 +41,12 @@ from trio_overlay.protocol.cast_frames import (
     CastFrame,
     Entry,
     Letter,
+    Past,
+    PastEnd,
     Ping,
     Pong,
     Receipt,
+    Refill,
     Resume,
     Routes,
     Start,
@@ -70,6 +73,9 @@ PING_INTERVAL = 30.0
 RESEND_DELAY, MAX_RESEND_DELAY = 3.0, 30.0
 UNKNOWN_GRACE = 6.0
 """Seconds for which nobody must know an id until it is given up: a rejoin takes up to five."""
+
+COUNTED = (Cast, Entry, Past, PastEnd, Letter, Receipt, Unknown, Ask, Answers)
+"""What needs credit; all else is small, and there is little of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,10 @@ class Casts:
         self._held: deque[tuple[int, int]] = deque()  # position and size
         self._held_bytes = 0
         self._held_less = trio.Event()
+        self._past_from: int | None = None
+        """After which index of our log we have asked the parent for what we have not kept."""
+        self._past: list[Kept] = []
+        self._past_size = 0
         self._unread_entries: deque[int] = deque()
         self._unread_letters = 0
         self._in_stream: deque[int | None] = deque()  # positions; None for letters
@@ -243,9 +253,11 @@ class Casts:
             self.above = None
         if is_top and not self.is_top:
             self._count_logs += 1
-            self._log.stand_at(f"{self._id}.{self._count_logs}", 0)
-            self._tell_start()
+            self._log.begin(f"{self._id}.{self._count_logs}", 0)
             self._up_came.set()
+            self.is_top = True
+            self._past_from = None  # nobody is above to be asked
+            self._reconsider()
         self.is_top = is_top
         if parent is not None and self.above is None:
             self._meet_parent(parent)
@@ -285,7 +297,7 @@ class Casts:
             return
         is_above = link is self.above
         size = max(size, MIN_COST)
-        if isinstance(frame, Cast | Entry | Letter | Receipt | Unknown | Ask | Answers):
+        if isinstance(frame, COUNTED):
             link.count_received(size)
         match frame:
             case CastCredit(credit):
@@ -298,8 +310,15 @@ class Casts:
                 self._hear(frame)
             case Start(log, index) if is_above:
                 if self._log.log is None:
-                    self._log.stand_at(log, index)
-                    self._tell_start()
+                    self._log.begin(log, index)
+                    self._reconsider()
+            case Past(entry) if is_above:
+                self._take_past(entry, size)
+            case PastEnd(log, index) if is_above:
+                self._end_past(log, index)
+            case Refill() if not is_above:
+                link.wants_past = frame
+                self._tell_past(link)
             case Resume(log, index) if not is_above:
                 self._resume(link, log, index)
             case Routes() if not is_above:
@@ -389,7 +408,7 @@ class Casts:
         if verdict == "new":
             index = self._log.index + 1
             assert self._log.log is not None
-            self._log.stand_at(self._log.log, index)
+            self._log.hear(self._log.log, index)
             entry = Entry(self._log.log, index, cast.origin, cast.sequence, cast.data)
             self._accept(entry)
         if verdict == "old" and cast.origin != self._id:
@@ -404,13 +423,11 @@ class Casts:
         kind = "subtree"
         if entry.log is not None:
             kind = "all"
-            had_none = self._log.log is None
-            if entry.log == self._log.log:
-                self.count_missed += max(0, entry.index - self._log.index - 1)
-            if entry.log != self._log.log or entry.index > self._log.index:
-                self._log.stand_at(entry.log, entry.index)
-            if had_none:
-                self._tell_start()
+            is_another = entry.log != self._log.log
+            self.count_missed += self._log.hear(entry.log, entry.index)
+            if is_another:
+                self._past_from = None  # nobody needs more of the log before
+                self._reconsider()
             if entry.origin == self._id:
                 self._settle(self._to_all, entry.sequence)
         if self._inbox.judge(kind, entry.origin, entry.sequence) == "new":
@@ -477,27 +494,91 @@ class Casts:
         return None
 
     def _resume(self, link: CastLink, log: str | None, index: int) -> None:
-        if link.position is not None:
+        """A child says what it has heard of last."""
+        if link.position is not None or link.resumes_at is not None:
             return
-        link.position = self._log.find(log, index)
         if log is None:
+            link.position = self._log.end
             link.wants_start = True
-            self._tell_start()
+        else:
+            link.resumes_at = (log, index)
+        self._consider(link)
+
+    def _consider(self, link: CastLink) -> None:
+        """Begin to tell *link* what it has not heard, if we know that, and where it starts."""
+        if self._log.log is None:
+            return
+        if link.wants_start:
+            link.wants_start = False
+            link.channel.post(Start(self._log.log, self._log.index))
+        if link.resumes_at is not None:
+            lacking = None if self.is_top else self._log.lacks(*link.resumes_at)
+            if lacking is not None:
+                self._ask_for_past(lacking)
+                return
+            link.position = self._log.find(*link.resumes_at)
+            link.resumes_at = None
         link.wake()
         self._update_held()
 
-    def _tell_start(self) -> None:
-        if self._log.log is not None:
-            for link in self.below.values():
-                if link.wants_start:
-                    link.wants_start = False
-                    link.channel.post(Start(self._log.log, self._log.index))
+    def _reconsider(self) -> None:
+        """We know more than before of what was broadcast."""
+        for link in self.below.values():
+            self._consider(link)
+            self._tell_past(link)
+
+    # A node keeps nothing from before its own time. If it takes a child that has been in the tree
+    # for longer, and was cut off, it has to ask its parent for what that child has missed.
+
+    def _ask_for_past(self, index: int) -> None:
+        if self._past_from is None:  # one after the other
+            self._past_from = index
+            self._post_refill()
+
+    def _post_refill(self) -> None:
+        """Ask for it; once more, if there is a new parent."""
+        self._past = []
+        self._past_size = 0
+        if self.above is not None and self._past_from is not None:
+            assert self._log.log is not None
+            self.above.channel.post(Refill(self._log.log, self._past_from, self._log.floor))
+
+    def _tell_past(self, link: CastLink) -> None:
+        refill = link.wants_past
+        if refill is None or self._log.log is None:
+            return
+        if not self.is_top and refill.log == self._log.log:
+            lacking = self._log.lacks(refill.log, refill.index)
+            if lacking is not None:
+                self._ask_for_past(lacking)
+                return
+        link.wants_past = None
+        link.past.clear()
+        link.past.extend(self._log.between(refill.log, refill.index, refill.upto))
+        link.past.append(PastEnd(refill.log, refill.index))
+        link.wake()
+
+    def _take_past(self, entry: Entry, size: int) -> None:
+        self._past_size += size
+        if self._past_from is not None and self._past_size <= self._limits.max_lag:
+            text = encode_cast(entry)
+            self._past.append(Kept(entry.log, entry.index, text, entry.data, cost_of(text)))
+
+    def _end_past(self, log: str, index: int) -> None:
+        if index != self._past_from:
+            return
+        self._past_from = None
+        past, self._past = self._past, []
+        if log == self._log.log:
+            self._log.refill(index, past)
+        self._reconsider()
 
     def _meet_parent(self, parent: TreeChannel) -> None:
         link = self.above = self._link(parent, self._up)
         if link.speaks_casts:
             link.grant()
             parent.post(Resume(self._log.log, self._log.index))
+            self._post_refill()
             self.routes.meet_parent()
             self._report_routes()
         else:

@@ -67,6 +67,32 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Refill:
+    """A child that came later asks for what it needs for a child of its own that has been longer
+    in the tree: the entries of *log* after *index*, up to *upto*.
+    """
+
+    log: str
+    index: int
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """One entry that answers a `Refill`; it is older than what its receiver was to hear."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class PastEnd:
+    """All that is kept of what a `Refill` of the same *log* and *index* asked for has been sent."""
+
+    log: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Letter:
     """A message from one node to one node."""
 
@@ -156,6 +182,9 @@ CastFrame: TypeAlias = (
     | Entry
     | Resume
     | Start
+    | Refill
+    | Past
+    | PastEnd
     | Letter
     | Receipt
     | Unknown
@@ -182,14 +211,13 @@ def decode_cast(value: dict[str, JSON]) -> CastFrame | None:
                 value.get("data"),
             )
         case "ENTRY":
-            log = value.get("log")
-            return Entry(
-                None if log is None else _id(value, "log", MAX_LOG),
-                _count(value, "index"),
-                _id(value, "origin"),
-                _count(value, "sequence"),
-                value.get("data"),
-            )
+            return _entry(value)
+        case "PAST":
+            return Past(_entry(value))
+        case "REFILL":
+            return Refill(_id(value, "log", MAX_LOG), _count(value, "index"), _count(value, "upto"))
+        case "PAST-END":
+            return PastEnd(_id(value, "log", MAX_LOG), _count(value, "index"))
         case "RESUME":
             log = value.get("log")
             return Resume(
@@ -265,15 +293,14 @@ def _fields(frame: CastFrame) -> dict[str, JSON]:
                 "after": after,
                 "data": data,
             }
-        case Entry(log, index, origin, sequence, data):
-            return {
-                "type": "ENTRY",
-                "log": log,
-                "index": index,
-                "origin": origin,
-                "sequence": sequence,
-                "data": data,
-            }
+        case Entry():
+            return {"type": "ENTRY", **_entry_fields(frame)}
+        case Past(entry):
+            return {"type": "PAST", **_entry_fields(entry)}
+        case Refill(log, index, upto):
+            return {"type": "REFILL", "log": log, "index": index, "upto": upto}
+        case PastEnd(log, index):
+            return {"type": "PAST-END", "log": log, "index": index}
         case Resume(log, index):
             return {"type": "RESUME", "log": log, "index": index}
         case Start(log, index):
@@ -323,6 +350,27 @@ def _fields(frame: CastFrame) -> dict[str, JSON]:
             return {"type": "PING", "number": number}
         case Pong(number):
             return {"type": "PONG", "number": number}
+
+
+def _entry(value: dict[str, JSON]) -> Entry:
+    log = value.get("log")
+    return Entry(
+        None if log is None else _id(value, "log", MAX_LOG),
+        _count(value, "index"),
+        _id(value, "origin"),
+        _count(value, "sequence"),
+        value.get("data"),
+    )
+
+
+def _entry_fields(entry: Entry) -> dict[str, JSON]:
+    return {
+        "log": entry.log,
+        "index": entry.index,
+        "origin": entry.origin,
+        "sequence": entry.sequence,
+        "data": entry.data,
+    }
 
 
 def is_id(name: JSON, limit: int = MAX_ID) -> bool:

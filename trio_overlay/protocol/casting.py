@@ -10,7 +10,7 @@ to it (`Outbox`), and sends it again; whoever has heard it before takes no notic
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -122,6 +122,11 @@ class Kept:
     data: JSON
     size: int
 
+    @property
+    def past_text(self) -> str:
+        """The frame that it is for who has asked for the past."""
+        return '{"type":"PAST"' + self.text.removeprefix('{"type":"ENTRY"')
+
 
 class Log:
     """The broadcasts that a node has taken, in its order; the last *max_size* bytes of them.
@@ -132,12 +137,16 @@ class Log:
 
     def __init__(self, max_size: int) -> None:
         self.start = 0
-        """The position of the oldest one kept."""
+        """The position of the oldest one kept; below 0 if there was a refill."""
         self.end = 0
         """The position that the next one will have."""
         self.log: str | None = None
         self.index = 0
         """Where in the order of which root this node is; what was heard twice moves it, too."""
+        self.floor = 0
+        """Where it has begun: what came before it was not to hear, and has not kept."""
+        self._has_dropped = False
+        """Whether any of this log was pushed out since it began."""
         self._max_size = max_size
         self._size = 0
         self._kept: deque[Kept] = deque()
@@ -151,9 +160,19 @@ class Log:
             raise IndexError(position)
         return self._kept[position - self.start]
 
-    def stand_at(self, log: str, index: int) -> None:
-        """All of *log* up to *index* was heard, or will not be asked for."""
-        self.log, self.index = log, index
+    def begin(self, log: str, index: int) -> None:
+        """From here on *log* is heard; what it had up to *index* came before our time."""
+        self.log = log
+        self.floor = self.index = index
+        self._has_dropped = False
+
+    def hear(self, log: str, index: int) -> int:
+        """The *index*-th of *log* is heard; how many of it were passed over."""
+        if log != self.log:
+            self.begin(log, index - 1)
+        passed_over = max(0, index - self.index - 1)
+        self.index = max(self.index, index)
+        return passed_over
 
     def append(self, kept: Kept) -> int:
         """Keep it; its position. The oldest go when there is no room for it beside them."""
@@ -161,9 +180,41 @@ class Log:
         self._size += kept.size
         self.end += 1
         while self._size > self._max_size and len(self._kept) > 1:
-            self._size -= self._kept.popleft().size
+            dropped = self._kept.popleft()
+            self._has_dropped |= dropped.log == self.log
+            self._size -= dropped.size
             self.start += 1
         return self.end - 1
+
+    def lacks(self, log: str, index: int) -> int | None:
+        """The index after which this node would need more of its log, from before its own time.
+
+        It needs that to tell all to a child that has heard *log* up to *index*. None if it knows
+        enough, or if no more can be had: others have not kept for longer what pushed it out here.
+        """
+        if log != self.log:
+            if any(kept.log == log for kept in self._kept):
+                return None
+            index = 0
+        return index if index < self.floor and not self._has_dropped else None
+
+    def between(self, log: str, index: int, upto: int) -> list[Kept]:
+        """What is kept of *log* after *index*, up to *upto*."""
+        return [kept for kept in self._kept if kept.log == log and index < kept.index <= upto]
+
+    def refill(self, index: int, past: Iterable[Kept]) -> None:
+        """This is all that could be had of our log from *index* to the floor; in order.
+
+        What there is no room for is dropped, the oldest first.
+        """
+        for kept in reversed(list(past)):
+            if self._size + kept.size > self._max_size:
+                self._has_dropped = True
+                break
+            self._kept.appendleft(kept)
+            self._size += kept.size
+            self.start -= 1
+        self.floor = min(self.floor, index)
 
     def find(self, log: str | None, index: int) -> int:
         """The position from which on a child that has heard up to *index* of *log* is told.
