@@ -38,6 +38,7 @@ from trio_overlay.nodes.tree_channel import (
 )
 from trio_overlay.nodes.tree_leaving import Leave
 from trio_overlay.nodes.tree_messages import TreeMessages
+from trio_overlay.nodes.tree_pulling import Pulls
 from trio_overlay.nodes.tree_roads import Roads
 from trio_overlay.nodes.tree_roots import Rootship
 from trio_overlay.nodes.tree_standby import HEAD_START, Standby
@@ -64,6 +65,7 @@ from trio_overlay.protocol.tree import (
     Descend,
     JoinRequest,
     Leaving,
+    PullUp,
     Report,
     RoadEnd,
     RoadRequest,
@@ -238,6 +240,8 @@ class _WayUp:
     """The free places that the other end was told of in our request."""
     search: trio.CancelScope
     """Around all that belongs to this way; it ends with the link."""
+    only_higher: bool
+    """Whether nothing is gained by it unless it leads to a place that is higher up."""
     task_status: trio.TaskStatus[TreeChannel]
     is_confirmed: bool = False
     """Whether this has been the way to the parent, as it may still be."""
@@ -318,6 +322,7 @@ class TreeNode(TreeMessages):
         self._roads = Roads(self)
         self._leaving = Leave(self)
         self._rootship = Rootship(self)
+        self._pulls = Pulls(self)
         self._standby = Standby(self, standby and rejoins)
 
     def __repr__(self) -> str:
@@ -536,20 +541,21 @@ class TreeNode(TreeMessages):
             timeout=timeout, extensions=EXTENSIONS, more=more, network=self._network
         )
 
-    async def _move_to(self, connect: Connect) -> TreeChannel:
+    async def _move_to(self, connect: Connect, *, only_higher: bool = False) -> TreeChannel:
         """Find a new parent by *connect*; the channel to it.
 
         Make before break: a parent that there is stays the parent until the new one has confirmed
         us, and is still heard for a moment after that. Cancelled, all is as before. While a
-        parent is missing, several may search at once.
+        parent is missing, several may search at once. If the new place is to be *only higher*, one
+        that is not is turned down, for as long as the parent is there.
 
         OutcomeError: nobody was found, or confirmed us; or another search was faster.
         """
-        parent: TreeChannel = await self._nursery.start(self._have_a_parent, connect)
+        parent: TreeChannel = await self._nursery.start(self._have_a_parent, connect, only_higher)
         return parent
 
     async def _have_a_parent(
-        self, connect: Connect, *, task_status: trio.TaskStatus[TreeChannel]
+        self, connect: Connect, only_higher: bool, *, task_status: trio.TaskStatus[TreeChannel]
     ) -> None:
         """Search by *connect*, and be a child of who is found; until that link has ended."""
         deadline = trio.current_time() + self.request_timeout
@@ -561,7 +567,7 @@ class TreeNode(TreeMessages):
             try:
                 async with connect(more) as connection:
                     link = self._channel_to(connection, is_parent=True)
-                    way = self._ways_up[link] = _WayUp(link, view, search, task_status)
+                    way = self._ways_up[link] = _WayUp(link, view, search, only_higher, task_status)
                     try:
                         await self._live_with_way_up(way, deadline)
                     finally:
@@ -608,6 +614,8 @@ class TreeNode(TreeMessages):
         elif not way.is_confirmed:
             if self._ancestry.is_above(descent):
                 way.link.end("this node is among its own ancestors")
+            elif way.only_higher and self.path and len(descent.path) + 1 >= len(self.path):
+                way.link.end("its place is no higher than the one this node has")
             elif self._ancestry.follow(descent):
                 self._take_parent(way)
                 self._after_change(before, is_news=False)
@@ -724,6 +732,7 @@ class TreeNode(TreeMessages):
             old.end("this node is the root")
         self._after_change(before, is_news=False)
         self._nursery.start_soon(self._issue_numbers)
+        self._nursery.start_soon(self._pulls.run)
 
     def _cut_off(self) -> None:
         """There is no way to the root: turn down everybody who is on the way in."""
@@ -765,6 +774,8 @@ class TreeNode(TreeMessages):
                 self._roads.take(neighbour, frame)
             case Leaving():
                 self._leaving.take(neighbour, frame)
+            case PullUp(pull) if neighbour is self._parent:
+                self._pulls.take(neighbour, pull)
             case StandBy() if neighbour is self._parent:
                 self._standby.be_introduced(neighbour)
             case Beat():

@@ -43,6 +43,7 @@ from trio_overlay.protocol.tree import (
     Descend,
     JoinRequest,
     Leaving,
+    PullUp,
     Report,
     RoadEnd,
     RoadRequest,
@@ -85,6 +86,7 @@ TreeOnly: TypeAlias = (
     | RoadEnd
     | Leaving
     | StandBy
+    | PullUp
 )
 """Frames that are about the tree, and so the node's business and not the channel's."""
 
@@ -382,7 +384,7 @@ class TreeChannel:
                     road.fail(ConnectionFailed(f"{self.id} refused: {reason}"))
             case (
                 JoinRequest() | Withdraw() | Descend() | Beat() | Report()
-                | RoadRequest() | RoadSignal() | RoadEnd() | Leaving() | StandBy()
+                | RoadRequest() | RoadSignal() | RoadEnd() | Leaving() | StandBy() | PullUp()
             ):  # fmt: skip
                 self._on_frame(self, frame)
             case _:

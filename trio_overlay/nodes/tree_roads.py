@@ -202,17 +202,28 @@ class Roads:
         if (link, name) in self._own or (link, name) in self._origins:
             return
         node = self._node
-        goes_on = node._standby.goes_on(link, frame) or node._leaving.goes_on(link, frame)
+        goes_on = (
+            node._standby.goes_on(link, frame)
+            or node._leaving.goes_on(link, frame)
+            or node._pulls.goes_on(link, frame)
+        )
         if goes_on is not None:
             target, wish = goes_on
             self._cross(link, frame, target, wish)
         elif frame.wish is Wish.STAND_BY:
             node._standby.take_request(link, frame)
-        elif frame.wish is not Wish.PLACE or not node.path or node._leaving.has_begun:
+        elif (
+            frame.wish not in (Wish.PLACE, Wish.HIGHER)
+            or (frame.wish is Wish.HIGHER and not node.is_root)
+            or not node.path
+            or node._leaving.has_begun
+        ):
             link.post(RoadEnd(name, "this node can do nothing for anybody"))
         elif sum(source.link is link for source in self._sources.values()) >= MAX_SOURCES_EACH:
             link.post(RoadEnd(name, "too many requests"))
         else:
+            if frame.wish is Wish.HIGHER:
+                node._pulls.note_application()
             origin = f"{node._rng.getrandbits(128):032x}"
             self._add_source(origin, link, name)
             fields = {**frame.frame.fields, "origin": origin, BY_ROAD: True}

@@ -18,8 +18,8 @@ from trio_overlay.protocol.filling import shallowest
 
 MIN_PULL = 32
 """Leaves that may be asked at a time in any case, if there are holes for so many."""
-MAX_PULL = 1000
-"""Leaves asked at a time at most: each costs the root a few frames."""
+MAX_PULL = 250
+"""Leaves asked at a time at most: each costs the root a few frames, and a road over it."""
 MAX_PAUSE = 32
 """Rounds that a root lets pass after pulls that came to nothing."""
 

@@ -17,6 +17,7 @@ from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame, check_signal_
 from trio_overlay.protocol.cast_frames import CASTS, CastFrame, decode_cast, encode_cast
 from trio_overlay.protocol.filling import MAX_LEVELS, OLD_PROTOCOL_VIEW
 from trio_overlay.protocol.json import JSON, decode_json, encode_json
+from trio_overlay.protocol.pulling import Pull
 
 CREDIT = "credit"
 """The extension of those who count what they send and are told what was read."""
@@ -123,6 +124,8 @@ class Wish(enum.Enum):
     """A connection over which to ask for a place one day; the receiver knows with whom."""
     STAND_BY = "stand-by"
     """The same, with the receiver."""
+    HIGHER = "higher"
+    """To be a child wherever there is room; the way leads up to the root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,13 @@ class StandBy:
     """The parent would introduce the child to somebody to turn to when it is lost. `ROADS`."""
 
 
+@dataclass(frozen=True, slots=True)
+class PullUp:
+    """Some leaves at the receiver's, or below it, are to apply to the root again. `ROADS`."""
+
+    pull: Pull
+
+
 TreeFrame: TypeAlias = (
     Data
     | JoinRequest
@@ -189,6 +199,7 @@ TreeFrame: TypeAlias = (
     | Leaving
     | StandBy
     | CastFrame
+    | PullUp
 )
 
 
@@ -258,6 +269,11 @@ def decode_tree(frame: str | bytes) -> TreeFrame:
             return Leaving(value.get("carries") is True)
         case "STAND-BY":
             return StandBy()
+        case "PULL":
+            depth, count = value.get("depth"), value.get("count")
+            if not _is_count(depth) or not _is_count(count):
+                raise MalformedFrame("a PULL has a depth and a count")
+            return PullUp(Pull(depth, count))
         case other:
             cast = decode_cast(value)
             if cast is not None:
@@ -300,6 +316,8 @@ def encode_tree(frame: TreeFrame) -> str:
             return encode_json({"type": "LEAVING", "carries": carries})
         case StandBy():
             return encode_json({"type": "STAND-BY"})
+        case PullUp(Pull(depth, count)):
+            return encode_json({"type": "PULL", "depth": depth, "count": count})
         case _:
             return encode_cast(frame)
 

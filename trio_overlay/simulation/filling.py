@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
 
 from trio_overlay.nodes.tree import REPORT_INTERVAL
+from trio_overlay.nodes.tree_pulling import PULL_INTERVAL
 from trio_overlay.protocol.branch import WAIT, Branch, Delegate, Placement
 from trio_overlay.protocol.pulling import Pull, Pulling, share_out
 from trio_overlay.simulation.links import Links
@@ -31,9 +31,6 @@ from trio_overlay.simulation.world import (
     WITHDRAWN,
     TreeWorld,
 )
-
-PULL_INTERVAL: Final = 1.0
-"""Seconds from one round of the root's pulling to the next, as in nodes/tree.py."""
 
 
 class FillingTreeWorld(TreeWorld):

@@ -252,6 +252,8 @@ class TreeWorld(VirtualWorld):
         # The root dials a server that has restarted in up to half a minute.
         if not self.signaling.server.status()["roots"]:
             return False
+        if not self.nodes[ROOT]._pulls.is_quiet:
+            return False
         return self.parents().keys() >= self.nodes.keys() - {ROOT}
 
     def parents(self) -> dict[str, str]:
@@ -277,7 +279,9 @@ class TreeWorld(VirtualWorld):
         again when it leaves, those of applicants who have long been connected as well.
         """
         now = trio.current_time()
-        if any(node.parent is None for name, node in self.nodes.items() if name != ROOT):
+        if any(node.parent is None for name, node in self.nodes.items() if name != ROOT) or any(
+            node._searches for node in self.nodes.values()
+        ):
             self._searched_at = now  # somebody joins, or looks for a new parent
         calm_for = min(self.calm_for, now - self._searched_at)
         if calm_for < self.request_timeout + self.noticed_after + WITHDRAWAL_DELAY:

@@ -1,0 +1,107 @@
+"""How leaves are pulled up into holes that nobody else fills: see protocol/pulling.py.
+
+The root's wish goes down to the deepest leaves. One that is meant asks the root for a place, over
+its parents, and moves if what it finds is higher than where it stands; else it stays.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.tree_channel import TreeChannel
+from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.pulling import Pull, Pulling, share_out
+from trio_overlay.protocol.tree import ROADS, PullUp, RoadRequest, Wish
+from trio_overlay.signaling.bootstrap import Connection
+
+if TYPE_CHECKING:
+    from trio_overlay.nodes.tree import TreeNode
+
+logger = logging.getLogger(__name__)
+
+PULL_INTERVAL = 1.0
+"""Seconds from one round of the root's pulling to the next."""
+
+
+class Pulls:
+    """The pulling at one node: as the root, as one between, as the leaf."""
+
+    def __init__(self, node: TreeNode) -> None:
+        self._node = node
+        self._pulling = Pulling()
+        self._is_climbing = False
+        self._term = trio.CancelScope()
+        """Around this node's time as the root."""
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether, at the root, there are no holes that leaves are to be pulled up to."""
+        return not self._pulling.is_expecting
+
+    async def run(self) -> None:
+        """Be the root that pulls, for as long as this node is the root."""
+        node = self._node
+        self._term.cancel()
+        self._pulling = Pulling()
+        with trio.CancelScope() as self._term:
+            while node._rootship.is_active:
+                await trio.sleep(PULL_INTERVAL)
+                pull = self._pulling.next_round(node._branch.view, node.max_degree)
+                if pull is not None:
+                    self._pass_on(pull)
+
+    def take(self, parent: TreeChannel, pull: Pull) -> None:
+        """The *parent* passes on a wish of the root's."""
+        node = self._node
+        if not node.path or node._leaving.has_begun:
+            return
+        if node._branch.children:
+            self._pass_on(pull)
+        elif (
+            not (node._branch.applicants or node._searches or self._is_climbing)
+            and len(node.path) > pull.depth
+            and ROADS in parent.extensions
+        ):
+            self._is_climbing = True
+            node._nursery.start_soon(self._climb, parent)
+
+    def goes_on(self, link: TreeChannel, frame: RoadRequest) -> tuple[TreeChannel, Wish] | None:
+        """Where the road of a leaf that was pulled leads, if this is not the root."""
+        parent = self._node._parent
+        if frame.wish is not Wish.HIGHER or parent is None or ROADS not in parent.extensions:
+            return None
+        return (parent, Wish.HIGHER) if self._node._children.get(link.id) is link else None
+
+    def note_application(self) -> None:
+        """At the root: a leaf has come."""
+        self._pulling.note_application()
+
+    def _pass_on(self, pull: Pull) -> None:
+        node = self._node
+        views = {
+            child: view
+            for child, view in node._branch.views.items()
+            if ROADS in node._children[child].extensions
+        }
+        shares = share_out(pull, len(node.path) - 1, views, node.max_degree)
+        for child, count in shares.items():
+            node._children[child].post(PullUp(Pull(pull.depth, count)))
+
+    async def _climb(self, parent: TreeChannel) -> None:
+        node = self._node
+
+        def over_parent(more: Mapping[str, JSON]) -> AbstractAsyncContextManager[Connection]:
+            return node._roads.connect(parent, Wish.HIGHER, more)
+
+        try:
+            await node._move_to(over_parent, only_higher=True)
+        except OutcomeError as error:
+            logger.debug("%s stays where it is: %s", node.id, error)
+        finally:
+            self._is_climbing = False
