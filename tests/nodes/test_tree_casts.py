@@ -172,12 +172,14 @@ async def read_all(node: TreeNode, into: list[object]) -> None:
 async def test_a_branch_that_was_cut_off_hears_all_below_a_node_that_came_later() -> None:
     """It did not: its new parent had kept nothing from before its own time. Fuzzing found it."""
     async with open_world(latency=0.05) as world, AsyncExitStack() as stack:
-        nodes = await enter_tree(world, stack, 4, max_degree=1)
+        options = {"max_degree": 1, "standby": False}
+        nodes = await enter_tree(world, stack, 4, **options)
         cut = world.network.cut("n2 <-> server*")
-        await nodes["n1"].aclose()
+        world.network.crash("n1", noticed_after=None)
+        await until(lambda: not nodes["root"].children and not nodes["n4"].path)
         for number in range(3):
             await nodes["root"].broadcast(number)
-        young = [await enter_child(world, stack, name, max_degree=1) for name in ("y1", "y2")]
+        young = [await enter_child(world, stack, name, **options) for name in ("y1", "y2")]
         await nodes["root"].broadcast(3)
         await trio.sleep(1)
         world.network.lift(cut)
@@ -190,6 +192,7 @@ async def test_a_branch_that_was_cut_off_hears_all_below_a_node_that_came_later(
             assert nodes[name].count_missed == 0
         for node in young:
             assert heard(node) == [3, 4]
+        await nodes["n1"].aclose()
 
 
 # --- who reads slowly -------------------------------------------------------------------------
