@@ -85,6 +85,7 @@ class Mixed:
             if source in self.ours:
                 await self.ours[source].send(target_end, data)
             else:
+                await self._until_knows(source, target_end)
                 await self.js.send("send", peer=source, to=target_end, data=data)
             with trio.fail_after(PATIENCE):
                 if target in self.ours:
@@ -92,6 +93,14 @@ class Mixed:
                     assert (received.peer, received.data) == (source_end, data)
                 else:
                     await self.js.wait_for("receive", peer=target, end=source_end, data=data)
+
+    async def _until_knows(self, name: str, end: str) -> None:
+        """Wait until the original *name* has the arc with *end*: it does not wait to send."""
+        with trio.fail_after(PATIENCE):
+            inview, outview = await self.views(name)
+            while end not in {*inview, *outview}:
+                await trio.sleep(0.05)  # it has no event for arcs that others open
+                inview, outview = await self.views(name)
 
     async def views(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
         if name in self.ours:

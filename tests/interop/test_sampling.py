@@ -77,13 +77,17 @@ class Mixed:
         await self.js.send("state", peer=original)
         return await self.js.wait_for("state", peer=original)
 
-    async def wait_until_original_has(self, original: str, view: dict[str, int]) -> None:
+    async def wait_until_original_has(
+        self, original: str, view: dict[str, int], *, inview: set[str] | None = None
+    ) -> None:
+        """Its view is *view*, and if *inview* is given, those are who has it in theirs."""
         state: Event = {}
         with trio.move_on_after(15):
-            while state.get("view") != view:
+            while state.get("view") != view or inview not in (None, set(state["inview"])):
                 await trio.sleep(0.05)  # it has no event for arcs that it hands over
                 state = await self.state(original)
         assert state["view"] == view
+        assert inview in (None, set(state["inview"]))
 
     async def wait_until_ours_has(self, name: str, view: dict[str, int]) -> None:
         with trio.move_on_after(15):
@@ -114,9 +118,7 @@ async def test_original_joins_by_a_contact_of_ours() -> None:
         await world.add_original("js")
         await world.original_joins_ours("js", "a")
         await world.wait_until_ours_has("b", {"a": 1, "js": 1})
-        state = await world.state("js")
-        assert state["view"] == {"a-I": 1}
-        assert set(state["inview"]) == {"b-O"}
+        await world.wait_until_original_has("js", {"a-I": 1}, inview={"b-O"})
 
 
 async def test_ours_joins_by_an_original_that_knows_an_original() -> None:
@@ -180,6 +182,8 @@ async def test_original_that_leaves_is_forgotten_by_ours() -> None:
         await world.add_original("js")
         await world.original_joins_ours("js", "a")
         await world.wait_until_ours_has("b", {"a": 1, "js": 1})
+        # It tells only those whom it knows to have it in their views.
+        await world.wait_until_original_has("js", {"a-I": 1}, inview={"b-O"})
         await world.js.send("leave", peer="js", time=5000)
         await world.wait_until_ours_has("b", {"a": 1})
 
