@@ -74,7 +74,11 @@ from trio_overlay.nodes.relay import (
 from trio_overlay.nodes.relay_identity import Identity
 from trio_overlay.nodes.sampling import Sampling, SamplingState, StateChange, open_sampling
 from trio_overlay.nodes.streams import Stream
-from trio_overlay.nodes.tree import (
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
+from trio_overlay.nodes.tree_cast_links import CastLimits
+from trio_overlay.nodes.tree_casts import CastMessage
+from trio_overlay.nodes.tree_channel import Message, TreeChannel
+from trio_overlay.nodes.tree_events import (
     ChildClose,
     ChildConnect,
     ChildError,
@@ -82,12 +86,7 @@ from trio_overlay.nodes.tree import (
     ParentClose,
     ParentConnect,
     ParentError,
-    TreeNode,
-    open_tree_node,
 )
-from trio_overlay.nodes.tree_cast_links import CastLimits
-from trio_overlay.nodes.tree_casts import CastMessage
-from trio_overlay.nodes.tree_channel import Message, TreeChannel
 from trio_overlay.nodes.tree_gathers import Gathered
 from trio_overlay.nodes.tree_messages import NodeSnapshot, TreeSnapshot
 from trio_overlay.protocol.broker_registrations import BrokerLimits

@@ -14,8 +14,9 @@ from tests.interop.ends import SECRET, open_server
 from tests.interop.node import Event, NodeProcess, open_node_process
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import NotSupported
-from trio_overlay.nodes.tree import ChildClose, ChildConnect, TreeNode, open_tree_node
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import TreeChannel
+from trio_overlay.nodes.tree_events import ChildClose, ChildConnect
 
 pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
 

@@ -19,16 +19,16 @@ from trio_overlay.errors import (
     ServerRefused,
     UsageError,
 )
-from trio_overlay.nodes.tree import (
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree_channel import MAX_UNREAD, WINDOW
+from trio_overlay.nodes.tree_events import (
     ChildClose,
     ChildConnect,
     ChildError,
     Event,
     ParentClose,
     ParentConnect,
-    TreeNode,
 )
-from trio_overlay.nodes.tree_channel import MAX_UNREAD, WINDOW
 from trio_overlay.protocol.json import encode_json
 
 

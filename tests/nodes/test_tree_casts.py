@@ -14,8 +14,9 @@ from tests.nodes.test_tree_hostile import FalseRoot, say
 from tests.world import World, open_world
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import DeliveryFailed, MessageTooLarge, PeerNotFound, UsageError
-from trio_overlay.nodes.tree import ChildClose, ChildError, ParentClose, TreeNode
+from trio_overlay.nodes.tree import TreeNode
 from trio_overlay.nodes.tree_cast_links import CAST_WINDOW, MAX_MESSAGE, CastLimits
+from trio_overlay.nodes.tree_events import ChildClose, ChildError, ParentClose
 from trio_overlay.protocol.ancestry import Descent
 from trio_overlay.protocol.cast_frames import (
     Cast,

@@ -15,7 +15,8 @@ from tests.world import AUTHORITY, SECRET, World, open_world
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.network import Network, PeerConnection
 from trio_overlay.errors import OverlayError, UsageError
-from trio_overlay.nodes.tree import ChildConnect, ParentError, TreeNode, open_tree_node
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
+from trio_overlay.nodes.tree_events import ChildConnect, ParentError
 from trio_overlay.protocol.ancestry import MAX_NUMBER, Descent
 from trio_overlay.protocol.bootstrap import SignalFrame
 from trio_overlay.protocol.json import JSON, encode_json

@@ -12,7 +12,8 @@ from tests.nodes.test_tree import enter_child, enter_root, past_events, until
 from tests.nodes.test_tree_moving import ids, watch
 from tests.world import open_world
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.nodes.tree import ParentClose, ParentConnect, TreeNode
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree_events import ParentClose, ParentConnect
 
 
 def assert_forgotten(*nodes: TreeNode) -> None:

@@ -12,7 +12,8 @@ from tests.nodes.test_tree import enter_child, enter_root, past_events, until
 from tests.world import open_world
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import JoinRefused, OutcomeError
-from trio_overlay.nodes.tree import ParentClose, ParentConnect, PathChange, TreeNode
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree_events import ParentClose, ParentConnect, PathChange
 
 
 def ids(*nodes: TreeNode) -> tuple[str, ...]:
@@ -52,7 +53,7 @@ async def test_moving_node_always_has_a_parent_and_below_it_only_paths_change(
         async with open_background_nursery() as nursery:
             for node in (b, e):
                 nursery.start_soon(watch, node, seen)
-            parent = await b._move_to(b._by_server)
+            parent = await b._way_up.move_to(b._way_up.by_server)
             assert b.parent is parent is not old
             assert old is not None
             assert old.is_open  # for a moment
@@ -78,7 +79,7 @@ async def test_new_parent_may_be_further_from_the_root_than_the_old_one(
         a = await enter_child(world, stack, "a", max_degree=1)
         b = await enter_child(world, stack, "b", max_degree=1)
         with trio.fail_after(3):
-            await b._move_to(b._by_server)
+            await b._way_up.move_to(b._way_up.by_server)
         assert b.path == ids(root, a, b)
         await until(lambda: root.children_count == 1)
         numbers = {b._ancestry.number}
@@ -97,7 +98,7 @@ async def test_node_that_is_given_its_own_request_stays_where_it_is(
         past_events(a)
         old = a.parent
         with pytest.raises(JoinRefused, match="own ancestors"):
-            await a._move_to(a._by_server)
+            await a._way_up.move_to(a._way_up.by_server)
         assert a.parent is old
         assert a.path == ids(root, a)
         await until(lambda: not a._applicants)
@@ -112,7 +113,7 @@ async def test_move_that_fails_or_is_cancelled_changes_nothing(autojump_clock: M
         past_events(a)
         for moment in range(1, 20):
             with trio.move_on_after(moment * 0.05):
-                await a._move_to(a._by_server)
+                await a._way_up.move_to(a._way_up.by_server)
                 break
             assert a.path == ids(root, a)
             assert a.parent is not None
@@ -122,7 +123,7 @@ async def test_move_that_fails_or_is_cancelled_changes_nothing(autojump_clock: M
         world.stop_server()
         old = a.parent
         with pytest.raises(OutcomeError):
-            await a._move_to(a._by_server)
+            await a._way_up.move_to(a._way_up.by_server)
         assert a.parent is old
         numbers = a._ancestry.number
         await trio.sleep(1)
@@ -140,7 +141,7 @@ async def test_parent_lost_in_the_middle_of_a_move_is_replaced_by_the_new_one(
         assert b.path == ids(root, a, b)
         await x.aclose()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(b._move_to, b._by_server)
+            nursery.start_soon(b._way_up.move_to, b._way_up.by_server)
             await trio.sleep(0.3)
             assert b.parent is not None
             await a.aclose()

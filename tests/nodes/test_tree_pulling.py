@@ -11,7 +11,8 @@ import trio
 
 from tests.nodes.test_tree_filling import share_at_the_perfect_depth
 from tests.world import SECRET, World, open_world
-from trio_overlay.nodes.tree import ChildConnect, TreeNode
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree_events import ChildConnect
 from trio_overlay.protocol.bootstrap import signal_frame
 from trio_overlay.protocol.pulling import Pull
 from trio_overlay.protocol.tree import PullUp, RoadRequest, Wish

@@ -13,7 +13,8 @@ from tests.nodes.test_tree_moving import ids, watch
 from tests.world import AUTHORITY, SECRET, World, open_world
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import JoinTimeout, ServerUnreachable
-from trio_overlay.nodes.tree import ParentClose, PathChange, TreeNode
+from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree_events import ParentClose, PathChange
 
 
 async def enter_standby(world: World, stack: AsyncExitStack, name: str = "second") -> TreeNode:

@@ -16,15 +16,9 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.cli.arguments import Commands, at_least_one
 from trio_overlay.cli.running import run_until_stopped
 from trio_overlay.cli.terminal import plain_console
-from trio_overlay.nodes.tree import (
-    ChildClose,
-    ChildConnect,
-    ParentClose,
-    ParentConnect,
-    TreeNode,
-    open_tree_node,
-)
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import TreeChannel
+from trio_overlay.nodes.tree_events import ChildClose, ChildConnect, ParentClose, ParentConnect
 from trio_overlay.protocol.json import JSON, encode_json
 
 ROOT_DESCRIPTION = """\

@@ -1,8 +1,8 @@
 """A node of the tree: at most so many children, and whoever else wants in is passed on to them.
 
 It does what webrtc-tree-overlay's node does, and speaks with it. What it decides is decided in
-protocol/branch.py; here is what lives in time: the way to the parent, the applicants, the
-channels to the children, the requests on their way down.
+protocol/branch.py; here is what lives in time: the applicants, the channels to the children, the
+requests on their way down. The way to the parent is in tree_way_up.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 import trio
 
@@ -23,8 +22,6 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import (
     JoinRefused,
     OutcomeError,
-    ServerLost,
-    ServerUnreachable,
     UsageError,
 )
 from trio_overlay.nodes.streams import Stream
@@ -36,12 +33,14 @@ from trio_overlay.nodes.tree_channel import (
     TreeChannel,
     TreeOnly,
 )
+from trio_overlay.nodes.tree_events import ChildClose, ChildConnect, ChildError, Event, PathChange
 from trio_overlay.nodes.tree_leaving import Leave
 from trio_overlay.nodes.tree_messages import TreeMessages
 from trio_overlay.nodes.tree_pulling import Pulls
 from trio_overlay.nodes.tree_roads import Roads
 from trio_overlay.nodes.tree_roots import Rootship
-from trio_overlay.nodes.tree_standby import HEAD_START, Standby
+from trio_overlay.nodes.tree_standby import Standby
+from trio_overlay.nodes.tree_way_up import WayUp
 from trio_overlay.protocol.ancestry import Ancestry, Descent
 from trio_overlay.protocol.bootstrap import WITHDRAW, SignalFrame
 from trio_overlay.protocol.branch import (
@@ -56,7 +55,6 @@ from trio_overlay.protocol.branch import (
     Wait,
     make_node_id,
 )
-from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import is_offer
 from trio_overlay.protocol.tree import (
     EXTENSIONS,
@@ -81,88 +79,13 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_DEGREE = 10
 DEFAULT_REQUEST_TIMEOUT = 30.0
-CONFIRM_TIMEOUT = 5.0
-"""Seconds from an open channel to the parent's number that proves it is not below us."""
 REPORT_INTERVAL = 0.15
 REPLACE_TIMEOUT = 5.0
 """Seconds after which a delegated request is not placed again if the child it went to is lost: it
 has been answered by then, or its applicant asks again."""
 MAX_REASON = 200
 """Characters of a reason that are passed on."""
-MIN_REJOIN_DELAY, MAX_REJOIN_DELAY = 0.3, 10.0
 LEAVE_TIMEOUT = 5.0
-
-Connect: TypeAlias = Callable[[Mapping[str, JSON]], AbstractAsyncContextManager[Connection]]
-"""One way to somebody who takes us for a child: it asks there, with the keys given in its request.
-
-A context manager as `Bootstrap.connect` gives one, which raises what that raises.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class ParentConnect:
-    """The node has a parent now."""
-
-    name: ClassVar[str] = "parent-connect"
-    channel: TreeChannel
-
-
-@dataclass(frozen=True, slots=True)
-class ParentClose:
-    """The node has no parent any more; it keeps its children, and takes no new ones meanwhile."""
-
-    name: ClassVar[str] = "parent-close"
-    channel: TreeChannel
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ParentError:
-    """The parent was lost, or broke the protocol; `ParentClose` follows."""
-
-    name: ClassVar[str] = "parent-error"
-    channel: TreeChannel
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class ChildConnect:
-    """The node has one child more."""
-
-    name: ClassVar[str] = "child-connect"
-    channel: TreeChannel
-
-
-@dataclass(frozen=True, slots=True)
-class ChildClose:
-    """A child is gone; one that never connected is not reported."""
-
-    name: ClassVar[str] = "child-close"
-    channel: TreeChannel
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ChildError:
-    """A child was lost, or broke the protocol; `ChildClose` follows."""
-
-    name: ClassVar[str] = "child-error"
-    channel: TreeChannel
-    error: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class PathChange:
-    """The parent stands elsewhere in the tree, with all that is below it, or nowhere for now."""
-
-    name: ClassVar[str] = "path-change"
-    path: tuple[str, ...]
-    """The ids from the root down to this node, itself included; empty if it is cut off."""
-
-
-Event: TypeAlias = (
-    ParentConnect | ParentClose | ParentError | ChildConnect | ChildClose | ChildError | PathChange
-)
 
 
 @asynccontextmanager
@@ -231,24 +154,6 @@ async def open_tree_node(
         yield node
 
 
-@dataclass(eq=False, slots=True)
-class _WayUp:
-    """A link to who is the parent, or is to be it, or was before this node moved."""
-
-    link: TreeChannel
-    view: list[int]
-    """The free places that the other end was told of in our request."""
-    search: trio.CancelScope
-    """Around all that belongs to this way; it ends with the link."""
-    only_higher: bool
-    """Whether nothing is gained by it unless it leads to a place that is higher up."""
-    task_status: trio.TaskStatus[TreeChannel]
-    is_confirmed: bool = False
-    """Whether this has been the way to the parent, as it may still be."""
-    path: tuple[str, ...] = ()
-    """What the other end said last of where it stands; a `Beat` means the same."""
-
-
 class TreeNode(TreeMessages):
     """A node of the tree; made by `open_tree_node`."""
 
@@ -292,25 +197,13 @@ class TreeNode(TreeMessages):
         self._left = trio.Event()
         self._entering = trio.CancelScope()
         """Around a `join` or `become_root` under way; there is one at a time."""
-        self._rejoins = rejoins
         self._heartbeat = heartbeat
         self._branch: Branch[SignalFrame] = Branch(number, max_degree, place_rule)
         self._branch.close()
         self._ancestry = Ancestry(self.id)
-        self._ways_up: dict[TreeChannel, _WayUp] = {}
-        """The links to the parent, to those who may confirm us, and to parents left lately."""
-        self._parent: TreeChannel | None = None
-        """The way up that confirmed us last; there is never another beside it."""
-        self._searches: set[trio.CancelScope] = set()
-        """Around each search for a parent that goes on: the first that succeeds ends all others."""
-        self._orphaned = trio.Event()
-        """Set when there is no parent any more; a new one when there is one."""
-        self._found = trio.Event()
-        """Set when there is a parent; a new one when there is none any more."""
+        self._way_up = WayUp(self, rejoins)
         self._surprised = trio.Event()
         """Set when the parent may have to be told of the free places here."""
-        self._join_deadline: float | None = None
-        """When a `join` under way has to have a parent."""
         self._is_child = False
         """Whether the node has a parent, or looks for one."""
         self._is_root = False
@@ -332,7 +225,7 @@ class TreeNode(TreeMessages):
             else "standing by"
             if self.stands_by
             else "joined"
-            if self._parent
+            if self.parent
             else "alone"
         )
         return f"<TreeNode {self.id}, {role}, {self.children_count} of {self.max_degree} children>"
@@ -340,7 +233,7 @@ class TreeNode(TreeMessages):
     @property
     def parent(self) -> TreeChannel | None:
         """The channel to the parent; None for a root, and for who has not joined or lost it."""
-        return self._parent
+        return self._way_up.parent
 
     @property
     def children(self) -> Mapping[str, TreeChannel]:
@@ -395,7 +288,7 @@ class TreeNode(TreeMessages):
         self._check_free()
         self._is_child = True
         try:
-            parent: TreeChannel = await self._enter(self._live_as_child)
+            parent: TreeChannel = await self._enter(self._way_up.live)
         except BaseException:
             self._is_child = False
             raise
@@ -480,190 +373,7 @@ class TreeNode(TreeMessages):
         if self._is_root or self._is_child:
             raise UsageError("this node is a root, is joining, or has a parent")
 
-    # --- the way up -----------------------------------------------------------------------
-
-    async def _live_as_child(
-        self, persists: bool = False, *, task_status: trio.TaskStatus[TreeChannel | None]
-    ) -> None:
-        """Have a parent, and another one after it, until the node leaves.
-
-        It is started when there is the first. If that fails, so does this, unless it *persists*.
-        """
-        has_joined = persists
-        failures = 0
-        was_with_server = False
-        deadline = trio.current_time() + self.request_timeout
-        if persists:
-            task_status.started(None)
-        while True:
-            try:
-                self._join_deadline = None if has_joined else deadline
-                parent = self._parent or await self._move_to(self._by_server)
-            except OutcomeError as error:
-                was_with_server = was_with_server or isinstance(error, ServerLost)
-                if not has_joined and not (
-                    # It may have restarted, and is just about to be back.
-                    was_with_server
-                    and isinstance(error, ServerUnreachable)
-                    and trio.current_time() < deadline - 1
-                ):
-                    raise
-                failures += 1
-                logger.info("%s found no new parent: %s", self.id, error)
-            else:
-                failures = 0
-                if not has_joined:
-                    has_joined = True
-                    task_status.started(parent)
-                await self._orphaned.wait()
-                if not (self._rejoins or persists):
-                    self._is_child = False
-                    return
-            if self._standby.is_there and not failures:
-                with trio.move_on_after(HEAD_START):
-                    await self._found.wait()
-            delay = self._rejoin_delay(failures)
-            if not has_joined:  # a join has a time limit
-                delay = min(delay, 1.0)
-            await trio.sleep(delay)
-
-    def _rejoin_delay(self, failures: int) -> float:
-        """Seconds before the next try; never all siblings at once."""
-        ceiling = min(MAX_REJOIN_DELAY, MIN_REJOIN_DELAY * 2.0 ** min(failures, 10))
-        return self._rng.uniform(0 if failures == 0 else ceiling / 2, ceiling)
-
-    def _by_server(self, more: Mapping[str, JSON]) -> AbstractAsyncContextManager[Connection]:
-        """Ask the root, through the bootstrap server, to be given a parent. A `Connect`."""
-        timeout = self.request_timeout
-        if self._join_deadline is not None:  # several tries have one time limit
-            timeout = max(0.0, min(timeout, self._join_deadline - trio.current_time()))
-        return self._bootstrap.connect(
-            timeout=timeout, extensions=EXTENSIONS, more=more, network=self._network
-        )
-
-    async def _move_to(self, connect: Connect, *, only_higher: bool = False) -> TreeChannel:
-        """Find a new parent by *connect*; the channel to it.
-
-        Make before break: a parent that there is stays the parent until the new one has confirmed
-        us, and is still heard for a moment after that. Cancelled, all is as before. While a
-        parent is missing, several may search at once. If the new place is to be *only higher*, one
-        that is not is turned down, for as long as the parent is there.
-
-        OutcomeError: nobody was found, or confirmed us; or another search was faster.
-        """
-        parent: TreeChannel = await self._nursery.start(self._have_a_parent, connect, only_higher)
-        return parent
-
-    async def _have_a_parent(
-        self, connect: Connect, only_higher: bool, *, task_status: trio.TaskStatus[TreeChannel]
-    ) -> None:
-        """Search by *connect*, and be a child of who is found; until that link has ended."""
-        deadline = trio.current_time() + self.request_timeout
-        view = self._branch.potential_view
-        more = {"number": self._ancestry.number, "free": view}
-        is_confirmed = False
-        with trio.CancelScope() as search:
-            self._searches.add(search)
-            try:
-                async with connect(more) as connection:
-                    link = self._channel_to(connection, is_parent=True)
-                    way = self._ways_up[link] = _WayUp(link, view, search, only_higher, task_status)
-                    try:
-                        await self._live_with_way_up(way, deadline)
-                    finally:
-                        is_confirmed = way.is_confirmed
-                        self._part_from(way)
-                if not is_confirmed:
-                    raise JoinRefused(f"{link.id} did not confirm us: {link.close_reason}")
-            finally:
-                self._searches.discard(search)
-        if not is_confirmed:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            raise JoinRefused("another parent was found first")
-
-    async def _live_with_way_up(self, way: _WayUp, deadline: float) -> None:
-        link = way.link
-        async with open_background_nursery() as nursery:
-            if HEAL in link.extensions:
-                self._ancestry.holds = True
-                link.waits_with = self._ancestry.number
-                nursery.start_soon(self._expect_confirmation, way, deadline)
-            elif self._parent is None and not self.is_root:
-                before = self._ancestry.descent
-                self._ancestry.meet_old_parent()
-                self._take_parent(way)
-                self._after_change(before, is_news=False)
-                nursery.start_soon(self._issue_numbers)
-            else:
-                link.end("it cannot say where it stands, and this node has a place")
-            await link.run()
-
-    async def _expect_confirmation(self, way: _WayUp, deadline: float) -> None:
-        await trio.sleep_until(min(deadline, trio.current_time() + CONFIRM_TIMEOUT))
-        if not way.is_confirmed:
-            way.link.end("it did not say in time where it stands")
-
-    def _hear_from_above(self, way: _WayUp, descent: Descent) -> None:
-        """The parent, or who may be it, or was, says where it stands."""
-        before = self._ancestry.descent
-        way.path = descent.path
-        if way.link is self._parent:
-            if not self._ancestry.take(descent):
-                way.link.end("this node is among its own ancestors")
-            self._after_change(before)
-        elif not way.is_confirmed:
-            if self._ancestry.is_above(descent):
-                way.link.end("this node is among its own ancestors")
-            elif way.only_higher and self.path and len(descent.path) + 1 >= len(self.path):
-                way.link.end("its place is no higher than the one this node has")
-            elif self._ancestry.follow(descent):
-                self._take_parent(way)
-                self._after_change(before, is_news=False)
-
-    def _take_parent(self, way: _WayUp) -> None:
-        """*way* leads to the parent from now on: the ancestry says so already."""
-        old, self._parent = self._parent, way.link
-        way.is_confirmed = True
-        self._searches.discard(way.search)
-        for search in self._searches:
-            search.cancel()
-        if self._orphaned.is_set():
-            self._orphaned = trio.Event()
-        self._found.set()
-        if old is not None:
-            self.events.put(ParentClose(old, "this node has moved to another parent"))
-            self._nursery.start_soon(self._leaving.linger, old)
-        if HEAL in way.link.extensions:
-            way.link.waits_with = None
-            way.link.post(Beat())
-            self._branch.meet_parent(way.view)
-            # The places may be others since the request, and have been told to the old parent.
-            self._branch.is_surprising = True
-            self._note_surprise()
-        self.events.put(ParentConnect(way.link))
-        self._standby.note_family()
-        way.task_status.started(way.link)
-
-    def _part_from(self, way: _WayUp) -> None:
-        """The link to the parent, or to who may have become it, or was it, is gone."""
-        del self._ways_up[way.link]
-        self._roads.lose(way.link)
-        self._leaving.note_parent_gone(way.link)
-        self._ancestry.holds = any(not other.is_confirmed for other in self._ways_up.values())
-        if way.link is not self._parent:
-            return
-        before = self._ancestry.descent
-        self._parent = None
-        self._branch.belief = None
-        self._ancestry.lose_parent()
-        if way.link.failure is not None:
-            self.events.put(ParentError(way.link, way.link.failure))
-        self.events.put(ParentClose(way.link, way.link.close_reason or ""))
-        self._orphaned.set()
-        self._found = trio.Event()
-        self._after_change(before, is_news=False)
-        if self._rejoins:
-            self._standby.note_orphaned()
+    # --- where this node stands -------------------------------------------------------------
 
     def _after_change(self, before: Descent, *, is_news: bool = True) -> None:
         """What follows when this node's own *descent* is no longer what it was *before*.
@@ -690,7 +400,7 @@ class TreeNode(TreeMessages):
 
     def _tell_casts(self) -> None:
         """Messages have another way now, or the same as before."""
-        self._casts.stand(self._parent, self._ancestry.path, is_top=self._ancestry.issues)
+        self._casts.stand(self.parent, self._ancestry.path, is_top=self._ancestry.issues)
 
     def _note_surprise(self) -> None:
         """If our parent may have to be told of the free places here, see to it soon."""
@@ -705,34 +415,8 @@ class TreeNode(TreeMessages):
             await trio.sleep(REPORT_INTERVAL)
             self._surprised = trio.Event()
             report = self._branch.report()
-            if report is not None and self._parent is not None:
-                self._parent.post(Report(*report))
-
-    async def _issue_numbers(self) -> None:
-        """Be the one whose numbers all below this node pass on."""
-        while True:
-            # A little more often than signs of life are due, which are not needed then.
-            await trio.sleep(0.9 * self._heartbeat.interval)
-            if not self._ancestry.issues:
-                break  # there is a parent now that passes numbers on
-            before = self._ancestry.descent
-            self._ancestry.issue()
-            self._after_change(before)
-
-    def _stand_on_top(self) -> None:
-        """Be the root of what is below, whoever was above."""
-        for search in self._searches:
-            search.cancel()
-        old, self._parent = self._parent, None
-        self._branch.belief = None
-        before = self._ancestry.descent
-        self._ancestry.become_root()
-        if old is not None:
-            self.events.put(ParentClose(old, "this node is the root"))
-            old.end("this node is the root")
-        self._after_change(before, is_news=False)
-        self._nursery.start_soon(self._issue_numbers)
-        self._nursery.start_soon(self._pulls.run)
+            if report is not None and self.parent is not None:
+                self.parent.post(Report(*report))
 
     def _cut_off(self) -> None:
         """There is no way to the root: turn down everybody who is on the way in."""
@@ -749,34 +433,31 @@ class TreeNode(TreeMessages):
 
     def _take_frame(self, neighbour: TreeChannel, frame: TreeOnly) -> None:
         """A frame about the tree came from *neighbour*; only what is above may speak of places."""
-        way = self._ways_up.get(neighbour)
+        is_above = self._way_up.leads_over(neighbour)
         match frame:
-            case Descend(descent) if way is not None:
-                self._hear_from_above(way, descent)
-            case Beat(number) if way is not None:
-                if number is not None:
-                    self._hear_from_above(way, Descent(number, way.path))
-            case Report(view, seen) if way is None:
+            case Descend() | Beat() if is_above:
+                self._way_up.take(neighbour, frame)
+            case Report(view, seen) if not is_above:
                 self._branch.hear(neighbour.id, view, seen)
                 self._note_surprise()
             case Beat(None) if neighbour.id in self._applicants:
                 self._take_child(neighbour.id)
-            case JoinRequest(request) if way is not None:
+            case JoinRequest(request) if is_above:
                 # From a parent left lately only the rest of what it began to pass on.
-                if neighbour is self._parent or self._branch.knows(request.origin):
+                if neighbour is self.parent or self._branch.knows(request.origin):
                     self._roads.note_request(neighbour, request)
                     self._take_request(request)
-            case Withdraw(origin, reason) if way is not None:
+            case Withdraw(origin, reason) if is_above:
                 self._take_withdrawal(origin, reason)
             case RoadRequest() | RoadSignal() | RoadEnd():
-                if way is None and neighbour.id not in self._children:
+                if not is_above and neighbour.id not in self._children:
                     return  # an applicant has nothing to ask for
                 self._roads.take(neighbour, frame)
             case Leaving():
                 self._leaving.take(neighbour, frame)
-            case PullUp(pull) if neighbour is self._parent:
+            case PullUp(pull) if neighbour is self.parent:
                 self._pulls.take(neighbour, pull)
-            case StandBy() if neighbour is self._parent:
+            case StandBy() if neighbour is self.parent:
                 self._standby.be_introduced(neighbour)
             case Beat():
                 pass

@@ -54,7 +54,7 @@ class Leave:
             return
         self.has_begun = True
         node = self._node
-        parent = node._parent
+        parent = node.parent
         if not node.path or not self._those_who_can():
             return
         if parent is None and not node._rootship.resign():
@@ -72,7 +72,7 @@ class Leave:
 
     def goes_on(self, link: TreeChannel, frame: RoadRequest) -> tuple[TreeChannel, Wish] | None:
         """Where a road that a child opens leads, while this node leaves."""
-        parent = self._node._parent
+        parent = self._node.parent
         if not self.has_begun or parent is None or frame.wish is not Wish.PLACE:
             return None
         return (parent, Wish.PLACE) if self._node._children.get(link.id) is link else None
@@ -80,7 +80,7 @@ class Leave:
     def note_child(self, child: TreeChannel) -> None:
         """There is a new child, which was on the way in."""
         if self.has_begun and ROADS in child.extensions:
-            child.post(Leaving(carries=self._node._parent is not None))
+            child.post(Leaving(carries=self._node.parent is not None))
 
     def note_child_gone(self, child: TreeChannel) -> None:
         scope = self._leavers.pop(child, None)
@@ -100,7 +100,7 @@ class Leave:
     def take(self, link: TreeChannel, frame: Leaving) -> None:
         """The neighbour on *link* says that it is leaving."""
         node = self._node
-        if link is node._parent:
+        if link is node.parent:
             if link not in self._left_behind and not self.has_begun:
                 self._left_behind.add(link)
                 node._nursery.start_soon(self._leave_behind, link, frame.carries)
@@ -116,13 +116,14 @@ class Leave:
         def over_parent(more: Mapping[str, JSON]) -> AbstractAsyncContextManager[Connection]:
             return node._roads.connect(parent, Wish.PLACE, more)
 
-        for connect in (over_parent, node._by_server) if carries else (node._by_server,):
+        by_server = node._way_up.by_server
+        for connect in (over_parent, by_server) if carries else (by_server,):
             try:
-                await node._move_to(connect)
+                await node._way_up.move_to(connect)
                 return
             except OutcomeError as error:
                 logger.info("%s finds no other parent: %s", node.id, error)
-            if node._parent is not parent:
+            if node.parent is not parent:
                 return
 
     async def _expect_to_go(self, child: TreeChannel, scope: trio.CancelScope) -> None:

@@ -64,7 +64,7 @@ class Pulls:
         if node._branch.children:
             self._pass_on(pull)
         elif (
-            not (node._branch.applicants or node._searches or self._is_climbing)
+            not (node._branch.applicants or node._way_up.is_searched or self._is_climbing)
             and len(node.path) > pull.depth
             and ROADS in parent.extensions
         ):
@@ -73,7 +73,7 @@ class Pulls:
 
     def goes_on(self, link: TreeChannel, frame: RoadRequest) -> tuple[TreeChannel, Wish] | None:
         """Where the road of a leaf that was pulled leads, if this is not the root."""
-        parent = self._node._parent
+        parent = self._node.parent
         if frame.wish is not Wish.HIGHER or parent is None or ROADS not in parent.extensions:
             return None
         return (parent, Wish.HIGHER) if self._node._children.get(link.id) is link else None
@@ -100,7 +100,7 @@ class Pulls:
             return node._roads.connect(parent, Wish.HIGHER, more)
 
         try:
-            await node._move_to(over_parent, only_higher=True)
+            await node._way_up.move_to(over_parent, only_higher=True)
         except OutcomeError as error:
             logger.debug("%s stays where it is: %s", node.id, error)
         finally:

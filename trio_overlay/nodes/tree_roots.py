@@ -73,7 +73,7 @@ class Rootship:
         self._below.cancel()
         if is_active:
             logger.info("%s is the root", self._node.id)
-            self._node._stand_on_top()
+            self._node._way_up.stand_on_top()
         else:
             logger.info("%s stands by as root", self._node.id)
             self._below = trio.CancelScope()
@@ -82,4 +82,4 @@ class Rootship:
     async def _live_below(self, scope: trio.CancelScope) -> None:
         with scope:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._node._live_as_child, True)
+                await nursery.start(self._node._way_up.live, True)

@@ -109,7 +109,7 @@ class Standby:
         )
         if child is not heir:
             return heir
-        parent = self._node._parent
+        parent = self._node.parent
         return parent if parent is not None and ROADS in parent.extensions else None
 
     def goes_on(self, link: TreeChannel, frame: RoadRequest) -> tuple[TreeChannel, Wish] | None:
@@ -138,7 +138,7 @@ class Standby:
                 logger.info("%s was not introduced: %s", node.id, error)
                 self._asking.discard(parent)
             await trio.sleep(RETRY_DELAY * (0.5 + node._rng.random()))
-            if self._own is not None or parent in self._asking or parent is not node._parent:
+            if self._own is not None or parent in self._asking or parent is not node.parent:
                 return  # it was introduced to somebody else, or is about to be
             self._asking.add(parent)
 
@@ -190,7 +190,7 @@ class Standby:
         """Ask for a place until there is one, or nobody to ask; the server is asked meanwhile."""
         node = self._node
         try:
-            while node._parent is None and not node.is_root:
+            while node.parent is None and not node.is_root:
                 link = self._own
                 if link is None or not link.is_open:
                     return
@@ -201,7 +201,7 @@ class Standby:
                     return node._roads.connect(link, Wish.PLACE, more)
 
                 try:
-                    await node._move_to(over_standby)
+                    await node._way_up.move_to(over_standby)
                 except OutcomeError as error:
                     logger.info("%s got no place over its standby: %s", node.id, error)
                     await trio.sleep(ASK_AGAIN_DELAY * (0.5 + node._rng.random()))

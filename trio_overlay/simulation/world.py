@@ -16,12 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from trio_overlay.nodes.tree import (
-    CONFIRM_TIMEOUT,
-    MAX_REJOIN_DELAY,
-    MIN_REJOIN_DELAY,
-    REPLACE_TIMEOUT,
-)
+from trio_overlay.nodes.tree import REPLACE_TIMEOUT
+from trio_overlay.nodes.tree_way_up import CONFIRM_TIMEOUT, MAX_REJOIN_DELAY, MIN_REJOIN_DELAY
 from trio_overlay.protocol.branch import (
     MAX_REQUESTS,
     WAIT,

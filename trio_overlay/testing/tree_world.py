@@ -280,7 +280,7 @@ class TreeWorld(VirtualWorld):
         """
         now = trio.current_time()
         if any(node.parent is None for name, node in self.nodes.items() if name != ROOT) or any(
-            node._searches for node in self.nodes.values()
+            node._way_up.is_searched for node in self.nodes.values()
         ):
             self._searched_at = now  # somebody joins, or looks for a new parent
         calm_for = min(self.calm_for, now - self._searched_at)
