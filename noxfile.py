@@ -89,6 +89,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=TESTED)
 def tests(session: nox.Session) -> None:
-    """Every test; what stands after ``--`` goes to pytest."""
+    """Every test, on all cores; what stands after ``--`` goes to pytest (``-n 0``: on one core)."""
     install(session, "test")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)

@@ -30,7 +30,9 @@ function listen (commands) {
       if (!Object.hasOwn(commands, command.cmd)) throw new Error('unknown command ' + line)
       commands[command.cmd](command)
     })
-    .on('close', function () { process.exit(0) })
+    // Not process.exit: wrtc's native threads are still at work, and now and then what an orderly
+    // exit takes away from under them makes the process crash.
+    .on('close', function () { process.kill(process.pid, 'SIGKILL') })
 }
 
 // The options for simple-peer: a native WebRTC stack, and no address outside this machine.

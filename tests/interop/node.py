@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -46,7 +47,7 @@ class NodeProcess:
         self._sending = trio.StrictFIFOLock()
         self._changed = trio.Event()
         self._has_ended = False
-        self._was_killed = False
+        self._may_be_killed = False
         self.unread: list[Event] = []
         """Events that nobody has taken yet, oldest first."""
         self.stderr = ""
@@ -84,8 +85,22 @@ class NodeProcess:
 
     def kill(self) -> None:
         """End it as a crash would: no farewell, and no failure of the test either."""
-        self._was_killed = True
+        self._may_be_killed = True
         self._process.kill()
+
+    async def end(self) -> bool:
+        """Close its stdin, at which it kills itself; whether it did within `EXIT_TIMEOUT`."""
+        self._may_be_killed = True
+        assert self._process.stdin is not None
+        with trio.move_on_after(EXIT_TIMEOUT, shield=True):
+            await self._process.stdin.aclose()
+            await self._process.wait()
+        return self._process.returncode is not None
+
+    @property
+    def failed(self) -> bool:
+        good = (0, -signal.SIGKILL) if self._may_be_killed else (0,)
+        return self._process.returncode not in good
 
     async def _read_events(self) -> None:
         assert self._process.stdout is not None
@@ -105,7 +120,8 @@ class NodeProcess:
 
     async def _wait_for_death(self, cancel_scope: trio.CancelScope) -> None:
         """Cancel the test when the process dies before it was asked to end."""
-        if await self._process.wait() != 0 and not self._was_killed:
+        await self._process.wait()
+        if self.failed:
             cancel_scope.cancel()
 
     def _notify(self) -> None:
@@ -139,19 +155,15 @@ async def open_node_process(script: str, *arguments: str) -> AsyncIterator[NodeP
             except BaseException as error:  # noqa: BLE001
                 # Kept out of the nursery, which would wrap it in a group; raised again below.
                 failure = error
-            with trio.move_on_after(EXIT_TIMEOUT, shield=True):
-                assert process.stdin is not None
-                await process.stdin.aclose()
-                await process.wait()
+            ended = await node.end()
             process.kill()
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
-    if process.returncode != 0 and not node._was_killed:
-        raise NodeFailed(
-            f"node {script} ended with {process.returncode}\n{node.stderr[-5000:]}"
-        ) from failure
+    if node.failed or not ended:
+        outcome = f"ended with {process.returncode}" if ended else "did not end when asked to"
+        raise NodeFailed(f"node {script} {outcome}\n{node.stderr[-5000:]}") from failure
     if failure is not None:
         failure.add_note(f"node {script} had untaken {json.dumps(node.unread)[:5000]}")
         if node.stderr:

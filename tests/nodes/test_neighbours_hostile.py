@@ -120,7 +120,7 @@ async def test_media_frames_are_ignored_politely(autojump_clock: MockClock) -> N
         forward("c-O", "b-I", ArcResponse("t", "c-I", "test", ANSWER), has_arrived=True),
         Forward("c-O", "b-I", {"type": "MConnectTo"}, has_arrived=True),
     ],
-    ids=str,
+    ids=lambda payload: type(payload).__name__,
 )
 async def test_what_nobody_may_say_begins_nothing(
     payload: object, autojump_clock: MockClock

@@ -80,7 +80,7 @@ def test_our_frames_have_the_keys_of_the_originals_in_their_order() -> None:
         Application({"type": ["MDirect"]}),
         Application(None),
     ],
-    ids=str,
+    ids=lambda payload: type(payload).__name__,
 )
 def test_payload_survives_the_wire(payload: Payload) -> None:
     assert decode_payload(encode_payload(payload)) == payload
