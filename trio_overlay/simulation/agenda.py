@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left, insort_left
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import repeat
@@ -22,6 +22,12 @@ Put: TypeAlias = Callable[[float, Act, int, int], None]
 Event: TypeAlias = tuple[float, Act, int, int]
 
 _moment_of = itemgetter(0)
+
+
+def _moment_before(event: Event) -> float:
+    """What events are sorted by where the last comes first."""
+    return -event[0]
+
 
 _MAX_MOVED = 1000
 """So many timeouts are kept after they have become events; dropping them moves all the others."""
@@ -45,7 +51,7 @@ class Agenda:
         self._buckets: dict[float, list[Event]] = {}
         self._numbers: list[float] = []  # a heap of the buckets there are
         self._current = -1.0
-        self._due: list[Event] = []  # the bucket that is happening, sorted
+        self._due: list[Event] = []  # what is left of the bucket that is happening, last first
         self._timeouts: list[Timeouts] = []
         self._sweep: Callable[[float], int] | None = None
         self.put: Final = self._make_put()
@@ -66,9 +72,10 @@ class Agenda:
                 buckets[number] = [(moment, act, one, other)]
                 heappush(self._numbers, number)
             else:
-                # To the right of everything that is not later, so of everything that has happened:
-                # `run` is going through this list, and comes by the new event.
-                insort(self._due, (moment, act, one, other), key=_moment_of)
+                # `run` is taking events from the end of this list: to the left of everything that
+                # is not later, so that it comes after that.
+                insort_left(self._due, (moment, act, one, other), key=_moment_before)
+                self.count_events += 1
 
         return put
 
@@ -127,9 +134,14 @@ class Agenda:
         self.now = number * self._bucket_width
         if self._sweep is not None:
             self.count_events += self._sweep(self.now)
-        for moment, act, one, other in due:
-            act(moment, one, other)
         self.count_events += len(due)
+        # From the end, because what has happened is freed there and then: its memory is what the
+        # next event is made of, while it is still in the processor's cache.
+        due.reverse()
+        pop = due.pop
+        while due:
+            moment, act, one, other = pop()
+            act(moment, one, other)
 
 
 class Timeouts:

@@ -517,9 +517,9 @@ class TreeWorld:
                 if at == math.inf:
                     return
             self._put(at, self._on_request, link, attempt)
+        elif verdict is WAIT:
+            self._begin_request(now, branch, origin)
         else:
-            if verdict is WAIT:
-                self._begin_request(now, branch, origin)
             self._carry_out(now, node, attempt, verdict)
 
     def _carry_out(self, now: float, node: int, attempt: int, verdict: Verdict) -> None:
@@ -550,6 +550,12 @@ class TreeWorld:
             if type(verdict) is Delegate:
                 # A child has come, and in a storm thousands have waited for it.
                 link = self._attempt_of[verdict.child]
+                if self._is_plain and node != ROOT:
+                    at = now + self._delays[link]
+                    for attempt in placement.frames:
+                        self.count_in_tree[REQUEST] += 1
+                        self._put(at, self._on_request, link, attempt)
+                    continue
                 for attempt in placement.frames:
                     self._down(now, node, REQUEST, self._on_request, link, attempt)
             else:
