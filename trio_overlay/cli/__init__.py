@@ -1,8 +1,7 @@
 """The command line: ``trio-overlay COMMAND``, or ``python -m trio_overlay COMMAND``.
 
-Each family of commands is a module of this package with a function `add_commands`, which adds its
-parsers and sets their default ``run``: called with the parsed arguments, it gives the exit code.
-A module imports what its commands need when they run, so that the server never loads WebRTC.
+What a command takes and does is in a module of this package, which is imported when the command
+is given, and not before: so the server never loads WebRTC, and no command waits for another's.
 """
 
 from __future__ import annotations
@@ -11,11 +10,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trio_overlay import __version__
-from trio_overlay.cli import demo, fuzz, peer, relay, server, simulate, tree
+from trio_overlay.cli.arguments import Command, add_commands
 from trio_overlay.errors import OverlayError, UsageError
+from trio_overlay.protocol.version import __version__
 
-FAMILIES = (server, tree, peer, relay, demo, simulate, fuzz)
+COMMANDS = (
+    Command("server", "the server where peers meet", "server:add_arguments"),
+    Command("root", "the root of a tree", "tree:add_root_arguments"),
+    Command("node", "a node of a tree", "tree:add_node_arguments"),
+    Command("peer", "a peer found by its id: a chat", "peer:add_arguments"),
+    Command("relay", "a peer that relays messages to ids", "relay:add_arguments"),
+    Command("demo", "see it work", "demo:add_arguments"),
+    Command("simulate", "what becomes of very many nodes", "simulate:add_arguments"),
+    Command("fuzz", "look for bugs under churn", "fuzz:add_arguments"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +49,5 @@ def build_parser() -> argparse.ArgumentParser:
         prog="trio-overlay", description="WebRTC overlay networks on Trio."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for family in FAMILIES:
-        family.add_commands(commands)
+    add_commands(parser, "commands", "COMMAND", COMMANDS)
     return parser

@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `add_commands` of each family of commands adds its parsers to."""
+
+class Command(NamedTuple):
+    """A command, before anything of it is imported."""
+
+    name: str
+    help: str
+    """For the list of commands."""
+    home: str
+    """``module:function`` of this package: called with the command's parser, the function adds its
+    arguments and sets its default ``run``, which takes the parsed ones and gives the exit code."""
+
+
+def add_commands(
+    parser: argparse.ArgumentParser, title: str, metavar: str, commands: Iterable[Command]
+) -> None:
+    """Have *parser* want one of *commands*; only the module of the one it gets is imported."""
+    choices = parser.add_subparsers(
+        title=title, metavar=metavar, required=True, parser_class=_LateParser
+    )
+    for command in commands:
+        choices.add_parser(command.name, help=command.help, home=command.home)
+
+
+class _LateParser(argparse.ArgumentParser):
+    """A parser that asks for its arguments when it is used."""
+
+    def __init__(self, *, home: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._home = home
+
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads for namespaces
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """What `argparse` calls on the parser of the command that was given, once."""
+        module, _, function = self._home.partition(":")
+        getattr(import_module(f"trio_overlay.cli.{module}"), function)(self)
+        return super().parse_known_args(args, namespace)
 
 
 def at_least_one(text: str) -> int:

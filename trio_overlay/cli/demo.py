@@ -15,7 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.cli.arguments import Commands, at_least_one
+from trio_overlay.cli.arguments import at_least_one
 from trio_overlay.cli.running import run_until_stopped
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import OverlayError
@@ -54,8 +54,8 @@ class Member:
         self.has_path.set()
 
 
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser("demo", help="see it work", description=DESCRIPTION)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
     parser.set_defaults(run=lambda options: _exit_code(run_until_stopped(lambda: run(options))))
     parser.add_argument(
         "--nodes", type=at_least_one, default=20, metavar="N", help="how many join the root (20)"

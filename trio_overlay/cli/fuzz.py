@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from trio_overlay.cli.arguments import Commands, at_least_one, positive
+from trio_overlay.cli.arguments import at_least_one, positive
 from trio_overlay.errors import UsageError
 from trio_overlay.testing.story import Story
 from trio_overlay.testing.tree_world import replay
@@ -43,8 +43,8 @@ OVERLAYS = {
 PROGRESS_INTERVAL = 0.1
 
 
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser("fuzz", help="look for bugs under churn", description=DESCRIPTION)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
     parser.set_defaults(run=run_fuzz)
     add = parser.add_argument
     add(

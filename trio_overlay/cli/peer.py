@@ -12,7 +12,6 @@ import trio
 from rich.console import Console
 
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.cli.arguments import Commands
 from trio_overlay.cli.running import run_until_stopped
 from trio_overlay.cli.terminal import plain_console
 from trio_overlay.errors import OverlayError
@@ -39,10 +38,8 @@ MAX_LINES_WAITING = 100
 Lines = AsyncIterator[str]
 
 
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "peer", help="a peer found by its id: a chat", description=DESCRIPTION
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
     parser.add_argument("id", metavar="ID", help="what others call this peer")
     parser.add_argument(
         "--broker", required=True, metavar="URL", help="the broker, host:port or a URL"

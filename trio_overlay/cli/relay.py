@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.cli.arguments import Commands, positive
+from trio_overlay.cli.arguments import positive
 from trio_overlay.cli.running import run_until_stopped
 from trio_overlay.cli.terminal import plain_console
 from trio_overlay.errors import UsageError
@@ -24,13 +24,9 @@ With --send, send one message, wait for its receipt, and end; exit code 1 if non
 the original give no receipts: for them, --stay."""
 
 
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "relay",
-        help="a peer that relays messages to ids",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=lambda options: run_until_stopped(lambda: run_relay(options)) or 0)
     add = parser.add_argument
     add("port", type=int, metavar="PORT", help="the port to listen on, 0 for any")

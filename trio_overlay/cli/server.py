@@ -9,7 +9,6 @@ from functools import partial
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.cli.arguments import Commands
 from trio_overlay.cli.running import run_until_stopped, set_up_logging
 from trio_overlay.cli.workers import serve_with_workers
 from trio_overlay.signaling.broker import BROKER_PATHS
@@ -30,13 +29,9 @@ Redis with a password belongs in the file.
 """
 
 
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "server",
-        help="the server where peers meet",
-        description="Run the signaling server until SIGINT or SIGTERM.",
-        epilog=_EPILOG,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run the signaling server until SIGINT or SIGTERM."
+    parser.epilog = _EPILOG
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a configuration file")
     parser.add_argument("--host", help="the address to listen on (default: all of this machine)")
     parser.add_argument(

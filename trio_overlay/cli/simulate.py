@@ -1,19 +1,17 @@
-"""`trio-overlay simulate OVERLAY`: what becomes of very many nodes, in virtual time.
-
-Each overlay is a module with a function `add_overlay`, which adds its parser and sets its default
-``run``.
-"""
+"""`trio-overlay simulate OVERLAY`: what becomes of very many nodes, in virtual time."""
 
 from __future__ import annotations
 
-from trio_overlay.cli import simulate_relay, simulate_sampling, simulate_tree
-from trio_overlay.cli.arguments import Commands
+import argparse
 
-OVERLAYS = (simulate_tree, simulate_sampling, simulate_relay)
+from trio_overlay.cli.arguments import Command, add_commands
+
+OVERLAYS = (
+    Command("tree", "the tree", "simulate_tree:add_arguments"),
+    Command("sampling", "random peer sampling", "simulate_sampling:add_arguments"),
+    Command("relay", "messages relayed to ids", "simulate_relay:add_arguments"),
+)
 
 
-def add_commands(commands: Commands) -> None:
-    parser = commands.add_parser("simulate", help="what becomes of very many nodes")
-    overlays = parser.add_subparsers(title="overlays", metavar="OVERLAY", required=True)
-    for overlay in OVERLAYS:
-        overlay.add_overlay(overlays)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_commands(parser, "overlays", "OVERLAY", OVERLAYS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trio_overlay.cli.arguments import Commands, at_least_one, positive, share
+from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
@@ -29,14 +29,10 @@ same connections; original, peer-relay's, two at each hop and connections to the
 Latencies: constant:SECONDS, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA, geographic."""
 
 
-def add_overlay(overlays: Commands) -> None:
-    parser = overlays.add_parser(
-        "relay",
-        help="messages relayed to ids",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     parser.set_defaults(run=run_relay)
     add = parser.add_argument
     setting = RelaySetting()

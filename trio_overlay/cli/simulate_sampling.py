@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trio_overlay.cli.arguments import Commands, at_least_one, positive, share
+from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
@@ -29,16 +29,12 @@ EPILOG = """\
 Latencies: constant:SECONDS, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA, geographic."""
 
 
-def add_overlay(overlays: Commands) -> None:
-    sampling = overlays.add_parser(
-        "sampling",
-        help="random peer sampling",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    sampling.set_defaults(run=run_sampling)
-    add = sampling.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=run_sampling)
+    add = parser.add_argument
     plan = SamplingPlan(1000)
     add("--nodes", type=at_least_one, default=1000, metavar="N", help="how many peers join")
     add("--seed", type=int, default=0, metavar="S", help="decides all chance")

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trio_overlay.cli.arguments import Commands, at_least_one, positive, share
+from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.protocol.branch import MAX_REQUESTS
@@ -40,16 +40,12 @@ MAX_TAKEN_APART = 50_000
 """Nodes of a world that is freed in good order when it is over."""
 
 
-def add_overlay(overlays: Commands) -> None:
-    tree = overlays.add_parser(
-        "tree",
-        help="the tree",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    tree.set_defaults(run=run_tree)
-    add = tree.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.set_defaults(run=run_tree)
+    add = parser.add_argument
     dials = Dials()
     add("--nodes", type=at_least_one, default=1000, metavar="N", help="how many join the root")
     add("--scenario", choices=SCENARIOS, default="flash-crowd", help="who comes, goes and fails")

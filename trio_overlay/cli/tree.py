@@ -13,7 +13,7 @@ import trio
 from rich.console import Console
 
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.cli.arguments import Commands, at_least_one
+from trio_overlay.cli.arguments import at_least_one
 from trio_overlay.cli.running import run_until_stopped
 from trio_overlay.cli.terminal import plain_console
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
@@ -31,23 +31,30 @@ Join a tree: answer what the parent sends with a name, send each child a ping, a
 Finds another parent when it loses one. Runs until it is interrupted, then leaves."""
 
 
-def add_commands(commands: Commands) -> None:
-    root = commands.add_parser("root", help="the root of a tree", description=ROOT_DESCRIPTION)
+def add_root_arguments(root: argparse.ArgumentParser) -> None:
+    root.description = ROOT_DESCRIPTION
+    root.set_defaults(run=lambda options: run_until_stopped(lambda: run_root(options)) or 0)
     root.add_argument("--secret", required=True, help="the secret of the server")
     root.add_argument(
         "--takeover", action="store_true", help="replace the root there is, rather than stand by"
     )
-    root.set_defaults(run=lambda options: run_until_stopped(lambda: run_root(options)) or 0)
-    node = commands.add_parser("node", help="a node of a tree", description=NODE_DESCRIPTION)
-    node.add_argument("--origin", required=True, metavar="NAME", help="what to answer the parent")
+    _add_shared_arguments(root)
+
+
+def add_node_arguments(node: argparse.ArgumentParser) -> None:
+    node.description = NODE_DESCRIPTION
     node.set_defaults(run=lambda options: run_until_stopped(lambda: run_node(options)) or 0)
-    for parser in (root, node):
-        parser.add_argument(
-            "--host", required=True, metavar="H:P", help="the bootstrap server, host:port or a URL"
-        )
-        parser.add_argument(
-            "--max-degree", type=at_least_one, default=10, metavar="N", help="children to take (10)"
-        )
+    node.add_argument("--origin", required=True, metavar="NAME", help="what to answer the parent")
+    _add_shared_arguments(node)
+
+
+def _add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", required=True, metavar="H:P", help="the bootstrap server, host:port or a URL"
+    )
+    parser.add_argument(
+        "--max-degree", type=at_least_one, default=10, metavar="N", help="children to take (10)"
+    )
 
 
 async def run_root(arguments: argparse.Namespace, console: Console | None = None) -> int:
