@@ -39,6 +39,7 @@ from trio_overlay.errors import (
     SendTimeout,
     ServerRefused,
     ServerUnreachable,
+    SnapshotFailed,
     UsageError,
 )
 from trio_overlay.nodes.datagram import RelayAddress, RelaySocket, open_relay_socket
@@ -88,7 +89,7 @@ from trio_overlay.nodes.tree_events import (
     ParentError,
 )
 from trio_overlay.nodes.tree_gathers import Gathered
-from trio_overlay.nodes.tree_messages import NodeSnapshot, TreeSnapshot
+from trio_overlay.nodes.tree_snapshots import NodeSnapshot, TreeSnapshot, ask_tree_snapshot
 from trio_overlay.protocol.broker_registrations import BrokerLimits
 from trio_overlay.protocol.version import __version__
 from trio_overlay.signaling.bootstrap import Bootstrap, Listener, Request, open_bootstrap
@@ -167,6 +168,7 @@ __all__ = [
     "ServerRefused",
     "ServerUnreachable",
     "SignalingServer",
+    "SnapshotFailed",
     "StateChange",
     "Stream",
     "TreeChannel",
@@ -178,6 +180,7 @@ __all__ = [
     "Views",
     "__version__",
     "as_object_stream",
+    "ask_tree_snapshot",
     "open_bootstrap",
     "open_neighbours",
     "open_peer",

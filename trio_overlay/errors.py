@@ -83,6 +83,10 @@ class IdTaken(OutcomeError):
     """Another peer is registered by that id."""
 
 
+class SnapshotFailed(OutcomeError):
+    """There is no picture of the tree: no root, none that can be asked, or no answer in time."""
+
+
 class PeerRefused(OutcomeError):
     """The other peer does not accept a connection; the message has the reason given."""
 

@@ -17,7 +17,7 @@ from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import DeliveryFailed, MalformedFrame, MessageTooLarge, UsageError
 from trio_overlay.nodes.tree import TreeNode
 from trio_overlay.nodes.tree_gathers import MAX_OPEN, Gathered
-from trio_overlay.nodes.tree_messages import NodeSnapshot
+from trio_overlay.nodes.tree_snapshots import NodeSnapshot
 from trio_overlay.protocol.ancestry import Descent
 from trio_overlay.protocol.cast_frames import Answers, Ask
 from trio_overlay.protocol.json import JSON

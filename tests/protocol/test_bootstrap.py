@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,28 @@ from hypothesis import strategies as st
 from tests.protocol.test_json import values
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.bootstrap import (
+    MAX_PART_SIZE,
+    MAX_SNAPSHOT_TIMEOUT,
+    AskSnapshot,
     BootstrapFrame,
     Done,
     Heartbeat,
     Hello,
     Refused,
+    Registration,
+    Role,
     SignalFrame,
+    SnapshotPart,
     Withdrawn,
     decode_bootstrap,
     encode_bootstrap,
     signal_frame,
+    snapshot_parts,
 )
 
 DATA = Path(__file__).parent.parent / "data"
 
+counts = st.integers(0, 2**48 - 1)
 signal_frames = st.builds(
     signal_frame,
     st.dictionaries(st.text(), values),
@@ -41,12 +50,28 @@ frames = (
     | st.builds(Hello, st.none() | st.text(), st.frozensets(st.text()))
     | st.just(Done())
     | st.builds(Withdrawn, st.none() | st.text(), st.text())
-    | st.builds(Refused, st.text())
+    | st.builds(Refused, st.text(), st.none() | st.text())
+    | st.builds(Role, st.booleans(), counts, counts)
+    | st.builds(
+        AskSnapshot,
+        st.floats(0, MAX_SNAPSHOT_TIMEOUT, exclude_min=True),
+        st.none() | st.text(),
+    )
+    | st.builds(
+        SnapshotPart,
+        st.none() | st.text(),
+        st.lists(values, max_size=5).map(tuple),
+        counts,
+        st.booleans(),
+    )
 )
 almost_frames = st.fixed_dictionaries(
     {},
     optional={
-        "type": st.sampled_from(["hello", "done", "withdrawn", "refused"]) | values,
+        "type": st.sampled_from(
+            ["hello", "done", "withdrawn", "refused", "role", "ask-snapshot", "snapshot"]
+        )
+        | values,
         "origin": values,
         "destination": values,
         "signal": st.dictionaries(st.text(), values) | values,
@@ -54,6 +79,10 @@ almost_frames = st.fixed_dictionaries(
         "extensions": st.lists(values) | values,
         "id": values,
         "reason": values,
+        "timeout": values,
+        "nodes": values,
+        "missing": values,
+        "last": values,
     },
 )
 
@@ -100,6 +129,15 @@ def test_heartbeats_come_with_quotes_and_without(text: str | bytes) -> None:
         '{"type": "goodbye"}',
         '{"type": "hello", "id": 7}',
         '{"type": "withdrawn", "reason": []}',
+        '{"type": "refused", "reason": "no", "destination": 1}',
+        '{"type": "ask-snapshot"}',
+        '{"type": "ask-snapshot", "timeout": true}',
+        '{"type": "ask-snapshot", "timeout": 0}',
+        '{"type": "ask-snapshot", "timeout": 61}',
+        '{"type": "ask-snapshot", "timeout": 1' + "0" * 1000 + "}",
+        '{"type": "ask-snapshot", "timeout": 1, "origin": 1}',
+        '{"type": "snapshot", "nodes": {}, "missing": 0}',
+        '{"type": "snapshot", "nodes": [], "missing": -1}',
         "[" * 10_000,
         b"\xff",
     ],
@@ -129,6 +167,35 @@ def test_a_frame_without_extensions_is_the_originals_to_the_letter() -> None:
     assert encode_bootstrap(frame) == (
         '{"origin":null,"destination":null,"signal":{"type":"offer","sdp":"v=0"},"rank":0}'
     )
+
+
+@given(
+    st.builds(
+        Registration,
+        st.from_regex(r"[0-9a-f]{1,64}", fullmatch=True),
+        counts,
+        st.booleans(),
+        st.frozensets(st.sampled_from(["snapshot", "withdraw", "later"])),
+    )
+)
+def test_a_registration_survives_the_query_of_an_url(registration: Registration) -> None:
+    assert Registration.decode(registration.encode()) == registration
+
+
+def test_what_a_root_says_to_joiners_is_what_it_was_before_askers_came() -> None:
+    assert encode_bootstrap(Refused("no")) == '{"type":"refused","reason":"no"}'
+    assert Registration("aa", 3, True).encode() == "trio-overlay=1&root=aa&term=3&takeover=1"
+
+
+@given(st.lists(st.text("x", max_size=9000), max_size=30), counts)
+def test_a_picture_comes_in_parts_that_pass_every_limit(nodes: list[str], missing: int) -> None:
+    parts = list(snapshot_parts("asker", nodes, missing))
+    assert [node for part in parts for node in part.nodes] == nodes
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert [part.count_missing for part in parts] == [0] * (len(parts) - 1) + [missing]
+    assert all(len(encode_bootstrap(part)) < MAX_PART_SIZE + 1000 for part in parts)
+    for one, other in pairwise(parts):  # no more parts than it takes
+        assert len(encode_bootstrap(one)) + len(encode_bootstrap(other)) > MAX_PART_SIZE
 
 
 @pytest.mark.parametrize("name", ["webrtc-bootstrap.jsonl", "webrtc-tree-overlay.jsonl"])

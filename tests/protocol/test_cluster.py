@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.cluster import (
+    AskRoot,
     Farewell,
     Gone,
     Greeting,
@@ -26,6 +27,7 @@ from trio_overlay.protocol.cluster import (
     Presence,
     RootEntry,
     ServerMessage,
+    ToAsker,
     ToProspect,
     ToRoot,
     decode_linkup,
@@ -50,6 +52,9 @@ MESSAGES: list[ServerMessage] = [
     ToProspect("e" * 32, "f" * 32, "text"),
     Gone("f" * 32, "e" * 32, "it said so"),
     Gone("f" * 32, 3, ""),
+    AskRoot(3, "f" * 32, '{"type":"ask-snapshot"}'),
+    ToAsker("f" * 32, True, "text"),
+    ToAsker("f" * 32, False, "text"),
     PassedOn(PARAMS, f"{TAG}:12"),
 ]
 
@@ -82,7 +87,19 @@ def test_linkups_messages_are_linkups(message: LinkupMessage, value: dict[str, A
 ODD: list[object] = [None, True, -1, 1e300, "", TAG, [], [[0, 0, 0]], {}, {"id": []}]
 odd_values = st.sampled_from(ODD)
 kinds = st.sampled_from(
-    ["greeting", "presence", "to-root", "no-root", "to-prospect", "gone", "signal", "find", "found"]
+    [
+        "greeting",
+        "presence",
+        "to-root",
+        "no-root",
+        "to-prospect",
+        "gone",
+        "ask-root",
+        "to-asker",
+        "signal",
+        "find",
+        "found",
+    ]
 )
 keys = st.sampled_from(
     ["server", "roots", "root", "origin", "to", "text", "claim", "params", "data", "destination"]

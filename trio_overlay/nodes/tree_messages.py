@@ -8,87 +8,21 @@ from __future__ import annotations
 import abc
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import trio
 
-from trio_overlay.errors import MalformedFrame
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_casts import CastMessage, Casts
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_gathers import Answer, Combine, Gathered, Gathers
-from trio_overlay.protocol.cast_frames import is_id
+from trio_overlay.nodes.tree_snapshots import NodeSnapshot, TreeSnapshot
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.version import __version__
 
 SNAPSHOT_TOPIC = "trio-overlay.snapshot"
 MEASURE_TIMEOUT = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSnapshot:
-    """One node as it sees itself."""
-
-    id: str
-    parent: str | None
-    """The id of the parent; None for a root, and for who is cut off. A question mark if the
-    parent speaks the old protocol."""
-    depth: int | None
-    """0 for a root; None for who is cut off. Counted from the nearest node of the old protocol,
-    if there is one above."""
-    degree: int
-    """How many children it has."""
-    max_degree: int
-    descendants: int
-    """How many nodes are below it, as far as it knows."""
-    round_trip_time: float | None
-    """Seconds to its parent and back, behind what is on the way; None if not yet measured."""
-    age: float
-    """Seconds since it was opened."""
-    version: str
-    """Of this package."""
-
-    @classmethod
-    def from_json(cls, value: JSON) -> NodeSnapshot:
-        """What `dataclasses.asdict` has made of one.
-
-        MalformedFrame: *value* is nothing of the kind.
-        """
-        match value:
-            case {
-                "id": str(node_id),
-                "parent": None | str() as parent,
-                "depth": None | int() as depth,
-                "degree": int(degree),
-                "max_degree": int(max_degree),
-                "descendants": int(descendants),
-                "round_trip_time": None | int() | float() as round_trip_time,
-                "age": int() | float() as age,
-                "version": str(version),
-            } if is_id(node_id) and (parent is None or is_id(parent)) and len(version) <= 64:
-                return cls(
-                    node_id,
-                    parent,
-                    depth,
-                    degree,
-                    max_degree,
-                    descendants,
-                    round_trip_time,
-                    age,
-                    version,
-                )
-        raise MalformedFrame("no snapshot of a node")
-
-
-@dataclass(frozen=True, slots=True)
-class TreeSnapshot:
-    """The whole tree, as its nodes saw themselves within some seconds."""
-
-    nodes: Mapping[str, NodeSnapshot]
-    """By id, parents before their children."""
-    count_missing: int
-    """How many more are known to be there and have not answered."""
 
 
 class TreeMessages(abc.ABC):
@@ -233,15 +167,7 @@ class TreeMessages(abc.ABC):
         DeliveryFailed: there was no answer within *timeout* seconds.
         """
         gathered = await self.gather(SNAPSHOT_TOPIC, timeout=timeout, of_all=True)
-        found: list[NodeSnapshot] = []
-        count_missing = gathered.count_missing
-        for part in gathered.value:
-            try:
-                found.append(NodeSnapshot.from_json(part))
-            except MalformedFrame:
-                count_missing += 1
-        found.sort(key=lambda node: (node.depth is None, node.depth or 0))
-        return TreeSnapshot({node.id: node for node in found}, count_missing)
+        return TreeSnapshot.from_json(gathered.value, gathered.count_missing)
 
     async def _answer_snapshot(self, _: JSON) -> JSON:
         await self._casts.measure_round_trip(MEASURE_TIMEOUT)

@@ -8,12 +8,14 @@ looks for a place below the new root, and keeps what is below it as well, all th
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.protocol.bootstrap import Role, SignalFrame, Withdrawn
+from trio_overlay.signaling.snapshots import Picture
 
 if TYPE_CHECKING:
     from trio_overlay.nodes.tree import TreeNode
@@ -42,7 +44,9 @@ class Rootship:
         self._registration = trio.CancelScope()
         with self._registration:
             async with (
-                node._bootstrap.register(secret, takeover=takeover) as frames,
+                node._bootstrap.register(
+                    secret, takeover=takeover, describe=self._describe
+                ) as frames,
                 open_background_nursery() as nursery,
             ):
                 async for frame in frames:
@@ -67,6 +71,11 @@ class Rootship:
             return False
         self._registration.cancel()
         return True
+
+    async def _describe(self, timeout: float) -> Picture:
+        """The tree, for who asks the server."""
+        tree = await self._node.snapshot_tree(timeout=timeout)
+        return Picture([asdict(node) for node in tree.nodes.values()], tree.count_missing)
 
     def _play(self, is_active: bool, nursery: trio.Nursery) -> None:
         self.is_active = is_active

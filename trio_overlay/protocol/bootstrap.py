@@ -12,7 +12,7 @@ frame to another: a list of names, which the JavaScript server and nodes pass on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -32,6 +32,15 @@ MAX_TERM = 1 << 48
 MAX_TOKEN = 64
 ROOT_PATH_SUFFIX = "/webrtc-bootstrap-root"
 """The root's path is ``/{secret}`` and this."""
+SNAPSHOT_PATH_SUFFIX = "/trio-overlay-snapshot"
+"""Where those who know the secret ask for a picture of the tree: ``/{secret}`` and this."""
+SNAPSHOT = "snapshot"
+"""The extension of roots that can be asked for it."""
+MAX_SNAPSHOT_TIMEOUT = 60.0
+"""Seconds that a root is given for it, at most."""
+MAX_PART_SIZE = 2**14
+"""Bytes of a part of a picture, roughly: far below every limit of a frame, and between two of them
+there is room for signs of life and requests."""
 
 WITHDRAW = "withdraw"
 """The extension of those who want to be told when a request is withdrawn."""
@@ -108,9 +117,35 @@ class Withdrawn:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The server's word to a joiner that its request goes nowhere, and why."""
+    """What was asked for is not to be had, and why: the server's word to a joiner or an asker.
+
+    With a destination it is a root's, and for that asker.
+    """
 
     reason: str
+    destination: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    """Somebody wants a picture of the whole tree: from an asker to the server, and on to a root."""
+
+    timeout: float
+    """Seconds in which the root has to say what it knows by then."""
+    origin: str | None = None
+    """The asker, as the server says."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPart:
+    """Some nodes of the tree, in any order and as their program describes them."""
+
+    destination: str | None
+    """The asker."""
+    nodes: tuple[JSON, ...]
+    count_missing: int
+    """How many nodes that are in no part are known to be there; said with the last part."""
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +172,16 @@ class Registration:
     """The term in which it was active last; 0 if it never was."""
     takes_over: bool = False
     """Whether it wants to be active at once, rather than to stand by for the one that is."""
+    extensions: frozenset[str] = frozenset()
+    """What else it can be asked."""
 
     def encode(self) -> str:
         query = f"{ANNOUNCEMENT}&root={self.token}&term={self.term}"
-        return f"{query}&takeover=1" if self.takes_over else query
+        if self.takes_over:
+            query += "&takeover=1"
+        if self.extensions:
+            query += f"&extensions={','.join(sorted(self.extensions))}"
+        return query
 
     @classmethod
     def decode(cls, query: str) -> Registration | None:
@@ -151,10 +192,11 @@ class Registration:
             return None
         if len(term) > 15 or int(term) >= MAX_TERM:
             return None
-        return cls(token, int(term), fields.get("takeover") == "1")
+        names = filter(None, fields.get("extensions", "").split(","))
+        return cls(token, int(term), fields.get("takeover") == "1", frozenset(names))
 
 
-Control: TypeAlias = Hello | Done | Withdrawn | Refused | Role
+Control: TypeAlias = Hello | Done | Withdrawn | Refused | Role | AskSnapshot | SnapshotPart
 BootstrapFrame: TypeAlias = SignalFrame | Heartbeat | Control
 
 
@@ -208,7 +250,18 @@ def decode_bootstrap(frame: str | bytes) -> BootstrapFrame:
         case "role":
             return Role(value.get("active") is True, _count(value, "term"), _count(value, "others"))
         case "refused":
-            return Refused(_optional(value, "reason", str) or "")
+            return Refused(
+                _optional(value, "reason", str) or "", _optional(value, "destination", str)
+            )
+        case "ask-snapshot":
+            return AskSnapshot(_seconds(value, "timeout"), _optional(value, "origin", str))
+        case "snapshot":
+            return SnapshotPart(
+                _optional(value, "destination", str),
+                tuple(_optional(value, "nodes", list) or ()),
+                _count(value, "missing"),
+                value.get("last") is True,
+            )
     raise MalformedFrame("a frame has a signal, or is a control frame of a known type")
 
 
@@ -231,8 +284,21 @@ def encode_bootstrap(frame: BootstrapFrame) -> str:
             return encode_json(
                 {"type": "role", "active": is_active, "term": term, "others": count_others}
             )
-        case Refused(reason):
-            return encode_json({"type": "refused", "reason": reason})
+        case Refused(reason, destination):
+            whose = {} if destination is None else {"destination": destination}
+            return encode_json({"type": "refused", "reason": reason, **whose})
+        case AskSnapshot(timeout, origin):
+            return encode_json({"type": "ask-snapshot", "timeout": timeout, "origin": origin})
+        case SnapshotPart(destination, nodes, count_missing, is_last):
+            return encode_json(
+                {
+                    "type": "snapshot",
+                    "destination": destination,
+                    "nodes": nodes,
+                    "missing": count_missing,
+                    "last": is_last,
+                }
+            )
 
 
 def check_signal_frame(value: dict[str, JSON], size: int) -> SignalFrame:
@@ -249,6 +315,31 @@ def check_signal_frame(value: dict[str, JSON], size: int) -> SignalFrame:
     if not isinstance(value.get("extensions", []), list):
         raise MalformedFrame("the extensions of a frame are a list")
     return SignalFrame(value, size)
+
+
+def snapshot_parts(
+    destination: str, nodes: Iterable[JSON], count_missing: int
+) -> Iterator[SnapshotPart]:
+    """The picture of *nodes* for the asker *destination*, in parts of `MAX_PART_SIZE`."""
+    part: list[JSON] = []
+    size = 0
+    for node in nodes:
+        size_of_node = len(encode_json(node))
+        if part and size + size_of_node > MAX_PART_SIZE:
+            yield SnapshotPart(destination, tuple(part), 0, is_last=False)
+            part, size = [], 0
+        part.append(node)
+        size += size_of_node
+    yield SnapshotPart(destination, tuple(part), count_missing, is_last=True)
+
+
+def _seconds(value: dict[str, JSON], key: str) -> float:
+    found = value.get(key)
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise MalformedFrame(f"the {key} of this frame is a number of seconds")
+    if not 0 < found <= MAX_SNAPSHOT_TIMEOUT:
+        raise MalformedFrame(f"a {key} is above 0 and up to {MAX_SNAPSHOT_TIMEOUT:g} s")
+    return float(found)
 
 
 def _count(value: dict[str, JSON], key: str) -> int:

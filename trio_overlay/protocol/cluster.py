@@ -109,11 +109,31 @@ class ToProspect:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The prospect *origin* has given up, or was never there: tell *to*, a prospect, or a root."""
+    """*origin* has given up, or was never there: tell *to*, a prospect, or a root."""
 
     origin: str
+    """A prospect, or an asker."""
     to: str | int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskRoot:
+    """The question of the asker *origin* for a root of the server addressed."""
+
+    root: int
+    origin: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToAsker:
+    """What a root, or for want of one its server, says to the asker *destination*."""
+
+    destination: str
+    ends: bool
+    """Whether nothing more will come."""
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +147,16 @@ class PassedOn:
 
 
 ServerMessage: TypeAlias = (
-    Greeting | Presence | Farewell | ToRoot | NoRoot | ToProspect | Gone | PassedOn
+    Greeting
+    | Presence
+    | Farewell
+    | ToRoot
+    | NoRoot
+    | ToProspect
+    | Gone
+    | AskRoot
+    | ToAsker
+    | PassedOn
 )
 
 
@@ -164,6 +193,10 @@ def _fields(message: ServerMessage) -> dict[str, JSON]:
             }
         case Gone(origin, to, reason):
             return {"type": "gone", "origin": origin, "to": to, "reason": reason}
+        case AskRoot(root, origin, text):
+            return {"type": "ask-root", "root": root, "origin": origin, "text": text}
+        case ToAsker(destination, ends, text):
+            return {"type": "to-asker", "destination": destination, "ends": ends, "text": text}
         case PassedOn(params, claim):
             return {"type": "signal", "params": params, "claim": claim}
         case _:
@@ -221,6 +254,12 @@ def _message(value: dict[str, JSON]) -> ServerMessage:
                 to if isinstance(to, str) else _number(to),
                 _text(value, "reason"),
             )
+        case "ask-root":
+            root = _number(value.get("root"))
+            return AskRoot(root, _text(value, "origin"), _text(value, "text"))
+        case "to-asker":
+            ends = value.get("ends") is True
+            return ToAsker(_text(value, "destination"), ends, _text(value, "text"))
         case "signal":
             return PassedOn(value.get("params"), _text(value, "claim"))
     raise MalformedFrame("a server's message has a known type")

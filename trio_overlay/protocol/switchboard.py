@@ -22,7 +22,9 @@ from typing import Final, TypeAlias
 
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.bootstrap import (
+    SNAPSHOT,
     WITHDRAW,
+    AskSnapshot,
     BootstrapFrame,
     Done,
     Heartbeat,
@@ -31,10 +33,12 @@ from trio_overlay.protocol.bootstrap import (
     Registration,
     Role,
     SignalFrame,
+    SnapshotPart,
     Withdrawn,
     encode_bootstrap,
 )
 from trio_overlay.protocol.cluster import (
+    AskRoot,
     Farewell,
     Gone,
     Greeting,
@@ -43,6 +47,7 @@ from trio_overlay.protocol.cluster import (
     Presence,
     RootEntry,
     ServerMessage,
+    ToAsker,
     ToProspect,
     ToRoot,
     tag_of,
@@ -59,6 +64,12 @@ DEFAULT_GRACE_TIMEOUT: Final = 3.0
 """Seconds between a close without a word and its being taken for a withdrawal.
 
 Old clients close without a word when all is well, too: in this time their channel has opened."""
+
+MAX_ASKERS: Final = 8
+"""Who wants a picture of the tree at one time; each may have megabytes to read."""
+
+ASKER_GRACE: Final = 10.0
+"""Seconds for an asker to say what it wants, and, over the time it gave the root, to read on."""
 
 MAX_FRAME_SIZE: Final = 2**20
 """What is longer than this is passed on to nobody."""
@@ -82,6 +93,8 @@ class Root:
     """What a root of ours calls itself."""
     term: int = 0
     """Of its last activity, here or elsewhere."""
+    extensions: frozenset[str] = frozenset()
+    """What else it can be asked; not known of the roots of other servers."""
     told: Role | None = None
 
 
@@ -106,7 +119,18 @@ class Prospect:
     """When its leaving without a word counts as a withdrawal."""
 
 
-Client: TypeAlias = Root | Prospect
+@dataclass(eq=False, slots=True)
+class Asker:
+    """One client that wants a picture of the tree, from its coming to its going."""
+
+    identifier: str
+    expires_at: float
+    has_asked: bool = False
+    root: Root | None = None
+    """Who is to answer; None before it has asked, and after the last word."""
+
+
+Client: TypeAlias = Root | Prospect | Asker
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +231,8 @@ class Switchboard:
         """The sum of the sizes in `_held` and `_open`."""
         self._open: dict[str, _Held] = {}
         """What went to a root and nobody has answered yet: another root will have to."""
+        self._askers: dict[str, Asker] = {}
+        """Those connected, up to `MAX_ASKERS`."""
         self._term = 0
         self._active: Root | None = None
 
@@ -235,9 +261,13 @@ class Switchboard:
         return len(self._held)
 
     @property
+    def count_askers(self) -> int:
+        return len(self._askers)
+
+    @property
     def next_tick_at(self) -> float:
         """When `tick` will next have something to do; infinity for never."""
-        moments = [math.inf]
+        moments = [math.inf, *(asker.expires_at for asker in self._askers.values())]
         for expiring in self._expiring.values():
             moments.append(expiring.expires_at)
             break
@@ -281,6 +311,7 @@ class Switchboard:
             actions.append(_send(root, Hello(None, _EXTENSIONS)))
         if registration is not None:
             root.token, root.term = registration.token, registration.term
+            root.extensions = registration.extensions
             actions += self._rank(root, registration)
         self._roots.append(root)
         self._roots.sort(key=_order)
@@ -296,13 +327,24 @@ class Switchboard:
             return prospect, []
         return prospect, [_send(prospect, Hello(identifier, _EXTENSIONS))]
 
+    def enter_asker(self, now: float) -> tuple[Asker, list[Action]]:
+        """A client wants to ask for a picture of the tree. The secret has been checked."""
+        asker = Asker(next(self._identifiers), now + ASKER_GRACE)
+        if len(self._askers) >= MAX_ASKERS:
+            return asker, _turn_down(asker, f"{MAX_ASKERS} others are asking; try again")
+        self._askers[asker.identifier] = asker
+        return asker, []
+
     def receive(self, now: float, client: Client, frame: BootstrapFrame) -> list[Action]:
         """*client* has said *frame*.
 
         MalformedFrame: it holds what cannot be passed on as JSON; nothing has changed.
         """
         if isinstance(client, Root):
-            return []  # a root only says heartbeats; the original ignores anything else as well
+            # Heartbeats, and answers. The original ignores all that a root says.
+            return self._take_answer(client, frame)
+        if isinstance(client, Asker):
+            return self._ask(now, client, frame)
         match frame:
             case SignalFrame():
                 return self._pass_on(now, client, frame)
@@ -313,6 +355,8 @@ class Switchboard:
                 return self._withdraw(client, reason or "it gave no reason")
             case Done() | Withdrawn() | Heartbeat() | Hello() | Refused() | Role():
                 return []
+            case AskSnapshot() | SnapshotPart():
+                return []  # nobody asks here who has not shown the secret
 
     def leave(self, now: float, client: Client) -> list[Action]:
         """The connection of *client* is closed, by whichever end."""
@@ -321,6 +365,9 @@ class Switchboard:
                 return []  # it has come back before its old connection was found to be gone
             self._roots.remove(client)
             return [*self._announce(), *self._flush(now)]
+        if isinstance(client, Asker):
+            self._askers.pop(client.identifier, None)
+            return self._tell_root(client, client.root, "it has gone")
         del self._prospects[client.identifier]
         self._expiring.pop(client.identifier, None)
         self._let_go(client)
@@ -349,6 +396,12 @@ class Switchboard:
             if expiring.is_announced:
                 actions.append(_send(expiring, Refused(reason)))
             actions.append(Close(expiring, reason))
+        for asker in list(self._askers.values()):
+            if asker.expires_at <= now:
+                del self._askers[asker.identifier]
+                reason = "the time is over" if asker.has_asked else "nothing was asked"
+                actions += self._tell_root(asker, asker.root, reason)
+                actions += _turn_down(asker, reason)
         if self.is_connected:
             for server, heard_at in list(self._servers.items()):
                 if heard_at + self._silence_timeout > now:
@@ -398,6 +451,11 @@ class Switchboard:
                 return self._take_for_prospect(server, destination, origin, text)
             case Gone(origin, to, reason):
                 return self._take_withdrawal(origin, to, reason)
+            case AskRoot(number, origin, text):
+                return self._take_question(server, number, origin, text)
+            case ToAsker(destination, ends, text):
+                asker = self._askers.get(destination)
+                return [] if asker is None else _answer(asker, text, ends=ends)
             case PassedOn():
                 return []  # the broker's
 
@@ -424,6 +482,11 @@ class Switchboard:
                 if is_certain:
                     return [*actions, _no_such(sender, destination)]
                 return [*actions, _send(sender, Refused(reason))]
+            case AskRoot(_, origin):
+                asker = self._askers.get(origin)
+                # If it is certain, it has been told with the others that asked there.
+                if asker is not None and asker.root is not None:
+                    actions += _turn_down(asker, reason)
         return actions
 
     def _announce(self) -> list[Action]:
@@ -569,6 +632,9 @@ class Switchboard:
     def _flush(self, now: float) -> list[Action]:
         """Something has changed about the roots: see who need not wait any more."""
         actions = self._tell_roles()
+        for asker in self._askers.values():
+            if asker.root is not None and asker.root not in self._roots:
+                actions += _turn_down(asker, "the root was lost before it had answered; try again")
         for open_ in list(self._open.values()):
             sender = open_.sender
             if sender.root in self._roots:
@@ -680,14 +746,9 @@ class Switchboard:
         self._let_go(prospect)
         text = encode_bootstrap(Withdrawn(prospect.identifier, reason))
         actions: list[Action] = []
-        # A root of ours that lost its connection and came back is another `Root`, and knows it.
-        root = self._root_for(prospect)
-        if prospect.root is not None and root is not None and root.is_announced:
-            if root.server == self.tag:
-                actions.append(Send(root, text))
-            elif self.is_connected:
-                gone = Gone(prospect.identifier, root.number, reason)
-                actions.append(Forward(root.server, gone))
+        if prospect.root is not None:
+            # A root of ours that lost its connection and came back is another `Root`, and knows it.
+            actions += self._tell_root(prospect, self._root_for(prospect), reason)
         for identifier in prospect.partners:
             partner = self._prospects.get(identifier)
             server = tag_of(identifier) if self.tag else None
@@ -698,6 +759,79 @@ class Switchboard:
                 assert server is not None
                 actions.append(Forward(server, Gone(prospect.identifier, identifier, reason)))
         return actions
+
+    def _tell_root(self, who: Prospect | Asker, root: Root | None, reason: str) -> list[Action]:
+        """Tell *root*, if there is one that understands it, that *who* has given up."""
+        if root is None or not root.is_announced:
+            return []
+        if root.server == self.tag:
+            return [_send(root, Withdrawn(who.identifier, reason))]
+        if not self.is_connected:
+            return []
+        return [Forward(root.server, Gone(who.identifier, root.number, reason))]
+
+    # --- pictures of the tree -------------------------------------------------------------
+
+    def _ask(self, now: float, asker: Asker, frame: BootstrapFrame) -> list[Action]:
+        if asker.has_asked or not isinstance(frame, AskSnapshot):
+            return []
+        asker.has_asked = True
+        asker.expires_at = now + frame.timeout + ASKER_GRACE
+        root = self.root
+        if root is None or not self._is_reachable(root):
+            return _turn_down(asker, self._why_no_root())
+        text = encode_bootstrap(AskSnapshot(frame.timeout, asker.identifier))
+        if root.server != self.tag:
+            # Its server knows what it understands, and says so.
+            asker.root = root
+            return [Forward(root.server, AskRoot(root.number, asker.identifier, text))]
+        if SNAPSHOT not in root.extensions:
+            return _turn_down(asker, _CANNOT_BE_ASKED)
+        asker.root = root
+        return [Send(root, text)]
+
+    def _take_question(self, server: str, number: int, origin: str, text: str) -> list[Action]:
+        root = self._own_root(number)
+        if root is not None and SNAPSHOT in root.extensions:
+            return [Send(root, text)]
+        reason = "the root left at that moment; try again" if root is None else _CANNOT_BE_ASKED
+        refused = encode_bootstrap(Refused(reason, origin))
+        return [Forward(server, ToAsker(origin, True, refused))]
+
+    def _take_answer(self, root: Root, frame: BootstrapFrame) -> list[Action]:
+        match frame:
+            case SnapshotPart(str() as destination, is_last=ends):
+                pass
+            case Refused(destination=str() as destination):
+                ends = True
+            case _:
+                return []
+        text = encode_bootstrap(frame)
+        asker = self._askers.get(destination)
+        if asker is not None:
+            return _answer(asker, text, ends=ends) if asker.root is root else []
+        server = tag_of(destination) if self.tag else None
+        if server in (None, self.tag) or not self.is_connected:
+            return []
+        assert server is not None
+        return [Forward(server, ToAsker(destination, ends, text))]
+
+
+_CANNOT_BE_ASKED: Final = (
+    "the root speaks the old protocol, or is of an older version: it cannot be asked"
+)
+
+
+def _answer(asker: Asker, text: str, *, ends: bool) -> list[Action]:
+    if ends:
+        asker.root = None
+    return [Send(asker, text)]
+
+
+def _turn_down(asker: Asker, reason: str) -> list[Action]:
+    """Tell *asker* why it gets no picture, or not all of it."""
+    asker.root = None
+    return [_send(asker, Refused(reason)), Close(asker, reason)]
 
 
 _NO_SUCH: Final = "no such prospect is connected to this server"

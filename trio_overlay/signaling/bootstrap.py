@@ -12,7 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit
 
 import trio
@@ -30,13 +30,18 @@ from trio_overlay.errors import (
     PeerNotFound,
     ServerLost,
     ServerUnreachable,
+    SnapshotFailed,
     UsageError,
 )
 from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
     JOIN_PATH,
+    MAX_SNAPSHOT_TIMEOUT,
     ROOT_HEARTBEAT_INTERVAL,
     ROOT_PATH_SUFFIX,
+    SNAPSHOT,
+    SNAPSHOT_PATH_SUFFIX,
+    AskSnapshot,
     BootstrapFrame,
     Done,
     Heartbeat,
@@ -45,6 +50,7 @@ from trio_overlay.protocol.bootstrap import (
     Registration,
     Role,
     SignalFrame,
+    SnapshotPart,
     Withdrawn,
     decode_bootstrap,
     encode_bootstrap,
@@ -53,6 +59,7 @@ from trio_overlay.protocol.bootstrap import (
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal, is_offer
 from trio_overlay.signaling.handshake import Road, shake_hands
+from trio_overlay.signaling.snapshots import Answering, Describe, Picture
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +82,8 @@ OUR_SILENCE_TIMEOUT = 5.0
 ROLE_TIMEOUT = 0.5
 """Seconds that a root waits for the first word of its server. One of ours says what it is to do
 right behind the answer to the dial; an old one says nothing, and the newest root is active."""
+SNAPSHOT_MARGIN = 0.2
+"""The part of an asker's time that is left for the answer's way back."""
 MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY = 0.2, 5.0
 """Seconds: a server that has restarted holds requests for a root as long as that."""
 
@@ -306,30 +315,55 @@ class Bootstrap:
                 nursery.start_soon(_gather_requests, frames, taken)
                 yield Listener(hello.identifier, requests)
 
+    async def ask_snapshot(self, secret: str, timeout: float = 10.0) -> Picture:
+        """The whole tree, as the active root knows it; whoever knows the secret may ask.
+
+        Of the *timeout* seconds, at most 60, the root gets what is left when it is asked, less a
+        fifth for the way back. A cancelled question is taken back at the root.
+
+        SnapshotFailed: there is no root, it cannot be asked, or has not answered in time.
+        ServerRefused: the secret is wrong, or the server does not know the question.
+        ServerUnreachable: as its name says.
+        UsageError: the secret is empty, or *timeout* no such number.
+        """
+        if not 0 < timeout <= MAX_SNAPSHOT_TIMEOUT:
+            most = MAX_SNAPSHOT_TIMEOUT
+            raise UsageError(f"a timeout is above 0 and up to {most:g} s, not {timeout}")
+        path = _secret_path(secret, SNAPSHOT_PATH_SUFFIX)
+        picture: Picture | None = None
+        with trio.move_on_after(timeout) as scope:
+            async with self.network.dial(self.url + path) as socket:
+                left = scope.deadline - trio.current_time()
+                await _say(socket, AskSnapshot(left * (1 - SNAPSHOT_MARGIN)))
+                picture = await _receive_picture(socket)
+        if picture is not None:
+            return picture
+        raise SnapshotFailed(f"the root has not answered within {timeout:g} s")
+
     @asynccontextmanager
     async def register(
-        self, secret: str, *, takeover: bool = False
+        self, secret: str, *, takeover: bool = False, describe: Describe | None = None
     ) -> AsyncIterator[trio.MemoryReceiveChannel[SignalFrame | Withdrawn | Role]]:
         """Be the root, and see the frames themselves: for who passes them on. As `root`.
 
         The first is a `Role`, and another comes whenever it changes. While the server is gone,
-        the last one stands.
+        the last one stands. Who asks the server for a picture of the tree gets what *describe*
+        gives; without it, a refusal.
         """
-        if not secret:
-            raise UsageError("the secret of a root cannot be empty")
-        # As the URL parsers of JavaScript do it, so that the original's server knows the path.
-        path = "/" + quote(secret, safe="/!$&'()*+,;=:@~%") + ROOT_PATH_SUFFIX
+        path = _secret_path(secret, ROOT_PATH_SUFFIX)
         backlog, frames = trio.open_memory_channel[SignalFrame | Withdrawn | Role](MAX_REQUESTS)
         token = f"{self._rng.getrandbits(64):016x}"
         async with open_background_nursery() as nursery:
-            registration = Registration(token, takes_over=takeover)
-            await nursery.start(self._stay_registered, path, registration, backlog)
+            extensions = frozenset() if describe is None else frozenset({SNAPSHOT})
+            registration = Registration(token, takes_over=takeover, extensions=extensions)
+            await nursery.start(self._stay_registered, path, registration, describe, backlog)
             yield frames
 
     async def _stay_registered(
         self,
         path: str,
         registration: Registration,
+        describe: Describe | None,
         backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
         *,
         task_status: trio.TaskStatus[None],
@@ -345,9 +379,11 @@ class Bootstrap:
                         registered = True
                     logger.info("registered as root at %s", self.url)
                     is_missed, failures = False, 0
-                    term = await self._serve_registration(socket, backlog)
+                    term = await self._serve_registration(socket, describe, backlog)
                     # It took over, if it was to: from now on it is one of several.
-                    registration = Registration(registration.token, max(registration.term, term))
+                    registration = replace(
+                        registration, term=max(registration.term, term), takes_over=False
+                    )
             except OutcomeError as error:
                 if not registered:
                     raise
@@ -359,7 +395,10 @@ class Bootstrap:
             failures += 1
 
     async def _serve_registration(
-        self, socket: Channel, backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role]
+        self,
+        socket: Channel,
+        describe: Describe | None,
+        backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
     ) -> int:
         """Feed *backlog* until the server is gone or silent for too long.
 
@@ -368,6 +407,7 @@ class Bootstrap:
         term = 0
         async with open_background_nursery() as nursery:
             nursery.start_soon(_send_heartbeats, socket)
+            answering = None if describe is None else Answering(socket, describe, nursery)
             # Until then, or when an old server says nothing.
             patience = ROLE_TIMEOUT
             has_role = False
@@ -397,6 +437,8 @@ class Bootstrap:
                     has_role = True
                     patience = float("inf")
                     _feed(backlog, Role(is_active=True, term=0, count_others=0))
+                if isinstance(frame, AskSnapshot | Withdrawn) and answering is not None:
+                    await answering.take(frame)
                 if isinstance(frame, Role | SignalFrame) or (
                     isinstance(frame, Withdrawn) and frame.origin is not None
                 ):
@@ -494,7 +536,7 @@ class _BootstrapRoad(Road):
                         raise JoinRefused(f"{origin} is gone: {reason}")
                     if origin is not None and origin == self._destination:
                         raise PeerNotFound(f"the server knows no prospect {origin}")
-                case Heartbeat() | Done() | Role():
+                case Heartbeat() | Done() | Role() | AskSnapshot() | SnapshotPart():
                     pass
 
     async def say(self, farewell: Done | Withdrawn) -> None:
@@ -548,6 +590,17 @@ def server_url(url: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
+def _secret_path(secret: str, suffix: str) -> str:
+    """The path that only those know who know *secret*.
+
+    UsageError: *secret* is empty.
+    """
+    if not secret:
+        raise UsageError("the secret of a root cannot be empty")
+    # As the URL parsers of JavaScript do it, so that the original's server knows the path.
+    return "/" + quote(secret, safe="/!$&'()*+,;=:@~%") + suffix
+
+
 @contextmanager
 def _deadline(seconds: float, message: str) -> Iterator[None]:
     """A time limit of *seconds* that ends in JoinTimeout."""
@@ -555,6 +608,27 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise JoinTimeout(message)
+
+
+async def _say(socket: Channel, frame: BootstrapFrame) -> None:
+    try:
+        await socket.send(encode_bootstrap(frame))
+    except trio.BrokenResourceError as error:
+        raise ServerLost(f"the server hung up: {socket.close_reason}") from error
+
+
+async def _receive_picture(socket: Channel) -> Picture:
+    nodes: list[JSON] = []
+    while True:
+        match await _next_frame(socket):
+            case SnapshotPart(_, part, count_missing, is_last):
+                nodes += part
+                if is_last:
+                    return Picture(nodes, count_missing)
+            case Refused(reason):
+                raise SnapshotFailed(reason)
+            case _:
+                pass
 
 
 async def _next_frame(socket: Channel) -> BootstrapFrame:

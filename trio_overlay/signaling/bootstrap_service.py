@@ -20,7 +20,9 @@ from trio_overlay.protocol.bootstrap import (
     ROOT_HEARTBEAT_INTERVAL,
     ROOT_SILENCE_TIMEOUT,
     Heartbeat,
+    Refused,
     Registration,
+    SnapshotPart,
     decode_bootstrap,
     encode_bootstrap,
 )
@@ -46,11 +48,14 @@ from trio_overlay.signaling.shared_store import Entry, Session
 HEARTBEAT_INTERVAL = 15.0
 """Seconds between two signs of life for a root of the old protocol, as in the original."""
 
+_OF_ROOTS = (Heartbeat, SnapshotPart, Refused)
+"""What a root has to say to the server."""
+
 logger = logging.getLogger(__name__)
 
 
 class BootstrapService(ClusterMember):
-    """Serves prospects and roots; `run` must be running meanwhile.
+    """Serves prospects, roots and askers; `run` must be running meanwhile.
 
     With a *cluster* it is one of several servers that act as one; then *identifiers* end in that
     server's tag.
@@ -142,6 +147,20 @@ class BootstrapService(ClusterMember):
                 self.switchboard.count_roots,
             )
 
+    async def serve_asker(self, request: UpgradeRequest) -> None:
+        """One question for a picture of the tree, to its end; the secret has been checked."""
+        channel = await request.accept()
+        client, actions = self.switchboard.enter_asker(trio.current_time())
+        logger.info("%s asks for a picture of the tree", request.remote)
+        connection = ClientConnection(
+            channel,
+            f"the asker at {request.remote}",
+            limits.MAX_QUEUED_BYTES_OF_ASKER,
+            frames=limits.prospect_frames(),
+            bytes_=limits.prospect_bytes(),
+        )
+        await self._serve(client, connection, actions, heartbeat_interval=None)
+
     async def _serve(
         self,
         client: Client,
@@ -191,7 +210,7 @@ class BootstrapService(ClusterMember):
                 connection.close_nowait(str(error))
                 await connection.closed.wait()
                 return
-            if isinstance(client, Root) and not isinstance(frame, Heartbeat):
+            if isinstance(client, Root) and not isinstance(frame, _OF_ROOTS):
                 logger.debug("%s said what a root has no business to say", connection.name)
             self._act(actions)
 

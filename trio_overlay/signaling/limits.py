@@ -22,6 +22,9 @@ MAX_QUEUED_BYTES: Final = 4 * 2**20
 
 MAX_QUEUED_BYTES_OF_ROOT: Final = 64 * 2**20
 
+MAX_QUEUED_BYTES_OF_ASKER: Final = 32 * 2**20
+"""A picture of 100,000 nodes is 20 MiB; a root's tree gathers no more than that."""
+
 _SPARE_DESCRIPTORS: Final = 64
 """Left to everything in the process that is no connection: listeners, files, the program around."""
 

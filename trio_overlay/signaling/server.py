@@ -25,7 +25,7 @@ from trio_overlay.channels.network import UpgradeHandler, UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.channels.websocket import limit_socket_buffers
 from trio_overlay.errors import ConfigurationError, UsageError
-from trio_overlay.protocol.bootstrap import JOIN_PATH, ROOT_PATH_SUFFIX
+from trio_overlay.protocol.bootstrap import JOIN_PATH, ROOT_PATH_SUFFIX, SNAPSHOT_PATH_SUFFIX
 from trio_overlay.protocol.broker_registrations import BrokerLimits
 from trio_overlay.protocol.cluster import tagged_identifiers
 from trio_overlay.protocol.switchboard import (
@@ -232,9 +232,6 @@ class SignalingServer:
             raise ConfigurationError("secret: a server needs one that is not empty")
         if not 0 < timeout < float("inf"):
             raise ConfigurationError(f"timeout: seconds above zero are needed, not {timeout}")
-        # Only a hash is kept, so that no dump or traceback shows the secret. Hashes also have one
-        # length, without which the comparison would take a time that tells the secret's.
-        self._root_path_hash = _hash(f"/{secret}{ROOT_PATH_SUFFIX}")
         self._cluster = cluster
         rng = rng or random.SystemRandom()
         identifiers: Iterator[str]
@@ -253,6 +250,12 @@ class SignalingServer:
             grace_timeout=grace_timeout,
             cluster=cluster,
         )
+        # Only hashes are kept, so that no dump or traceback shows the secret. Hashes also have one
+        # length, without which the comparison would take a time that tells the secret's.
+        self._secret_handlers: dict[bytes, UpgradeHandler] = {
+            _hash(f"/{secret}{ROOT_PATH_SUFFIX}"): self._bootstrap.serve_root,
+            _hash(f"/{secret}{SNAPSHOT_PATH_SUFFIX}"): self._bootstrap.serve_asker,
+        }
         self._handlers: dict[str, UpgradeHandler] = {JOIN_PATH: self._bootstrap.serve_prospect}
         for path, handler in (handlers or {}).items():
             self.upgrade(path, handler)
@@ -271,7 +274,7 @@ class SignalingServer:
         """
         if not path.startswith("/"):
             raise UsageError(f"a path begins with a slash, unlike {path!r}")
-        if path in self._handlers or self._is_root_path(path):
+        if path in self._handlers or self._secret_handler(path) is not None:
             raise UsageError("this path is served already")
         self._handlers[path] = handler
 
@@ -288,9 +291,7 @@ class SignalingServer:
 
         Returns when the client is gone or done with, raises nothing that a stranger can cause.
         """
-        handler = self._handlers.get(request.path)
-        if handler is None and self._is_root_path(request.path):
-            handler = self._bootstrap.serve_root
+        handler = self._handlers.get(request.path) or self._secret_handler(request.path)
         try:
             if handler is not None:
                 await handler(request)
@@ -298,6 +299,8 @@ class SignalingServer:
                 # No path is ever logged: it may be the secret with a slip in it.
                 if request.path.endswith(ROOT_PATH_SUFFIX):
                     logger.warning("%s wants to be root with a wrong secret", request.remote)
+                elif request.path.endswith(SNAPSHOT_PATH_SUFFIX):
+                    logger.warning("%s asks for the tree with a wrong secret", request.remote)
                 else:
                     logger.info("%s wants a WebSocket at an unknown path", request.remote)
                 # One answer to both: a wrong secret is just an unknown path, as in the original,
@@ -318,12 +321,15 @@ class SignalingServer:
             **({} if self._cluster is None else {"cluster": self._cluster.status()}),
         }
 
-    def _is_root_path(self, path: str) -> bool:
+    def _secret_handler(self, path: str) -> UpgradeHandler | None:
+        """Who serves *path*, if the secret is in it."""
         # Clients differ in what they percent-encode.
-        candidates = (path, unquote(path, errors="replace"))
-        return any(
-            hmac.compare_digest(_hash(candidate), self._root_path_hash) for candidate in candidates
-        )
+        for candidate in (path, unquote(path, errors="replace")):
+            found = _hash(candidate)
+            for known, handler in self._secret_handlers.items():
+                if hmac.compare_digest(found, known):
+                    return handler
+        return None
 
 
 def _hash(text: str) -> bytes:
