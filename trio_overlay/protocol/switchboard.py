@@ -398,10 +398,7 @@ class Switchboard:
             actions.append(Close(expiring, reason))
         for asker in list(self._askers.values()):
             if asker.expires_at <= now:
-                del self._askers[asker.identifier]
-                reason = "the time is over" if asker.has_asked else "nothing was asked"
-                actions += self._tell_root(asker, asker.root, reason)
-                actions += _turn_down(asker, reason)
+                actions += self._expire(asker)
         if self.is_connected:
             for server, heard_at in list(self._servers.items()):
                 if heard_at + self._silence_timeout > now:
@@ -455,7 +452,9 @@ class Switchboard:
                 return self._take_question(server, number, origin, text)
             case ToAsker(destination, ends, text):
                 asker = self._askers.get(destination)
-                return [] if asker is None else _answer(asker, text, ends=ends)
+                if asker is None or asker.root is None or asker.root.server != server:
+                    return []
+                return _answer(asker, text, ends=ends)
             case PassedOn():
                 return []  # the broker's
 
@@ -789,6 +788,13 @@ class Switchboard:
             return _turn_down(asker, _CANNOT_BE_ASKED)
         asker.root = root
         return [Send(root, text)]
+
+    def _expire(self, asker: Asker) -> list[Action]:
+        del self._askers[asker.identifier]
+        reason = "the time is over" if asker.has_asked else "nothing was asked"
+        if asker.has_asked and asker.root is None:
+            return [Close(asker, reason)]  # it has had its answer
+        return [*self._tell_root(asker, asker.root, reason), *_turn_down(asker, reason)]
 
     def _take_question(self, server: str, number: int, origin: str, text: str) -> list[Action]:
         root = self._own_root(number)
