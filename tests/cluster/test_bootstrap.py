@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import trio
 import trio.testing
 
 from tests.cluster.world import LEASE, hear, open_world
-from tests.signaling.test_service import offer, say
+from tests.signaling.test_service import SECRET, offer, say
+from trio_overlay.channels.channel import Channel
 from trio_overlay.protocol.bootstrap import (
+    ROOT_PATH_SUFFIX,
+    SNAPSHOT,
+    SNAPSHOT_PATH_SUFFIX,
+    AskSnapshot,
     Done,
     Heartbeat,
     Refused,
+    Registration,
     SignalFrame,
     Withdrawn,
     signal_frame,
+    snapshot_parts,
 )
 from trio_overlay.protocol.switchboard import DEFAULT_HOLD_TIMEOUT
 
 Clock = trio.testing.MockClock
+T = TypeVar("T")
 
 
 async def test_a_joiner_and_an_answerer_meet_through_three_servers(autojump_clock: Clock) -> None:
@@ -147,3 +157,42 @@ async def test_roots_stay_known_for_as_long_as_their_servers_live(autojump_clock
         b.crash()
         await trio.sleep(LEASE + 1)
         assert a.server.status()["roots"] == 0
+
+
+async def test_a_picture_asked_for_at_one_server_comes_from_the_root_at_another(
+    autojump_clock: Clock,
+) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world.servers
+        query = Registration("t", extensions=frozenset({SNAPSHOT})).encode()
+        root = await b.dial(f"/{SECRET}{ROOT_PATH_SUFFIX}", query)
+        await trio.sleep(1)
+        asker = await a.dial(f"/{SECRET}{SNAPSHOT_PATH_SUFFIX}")
+        await say(asker, AskSnapshot(5))
+        question = await hear_of(AskSnapshot, root)
+        assert question.timeout == 5
+        parts = list(snapshot_parts(question.origin or "", [{"id": "x" * 5000}] * 40, 2))
+        assert len(parts) > 5
+        for part in parts:
+            await say(root, part)
+        for part in parts:
+            assert await hear(asker) == part
+        other = await a.dial(f"/{SECRET}{SNAPSHOT_PATH_SUFFIX}")
+        await say(other, AskSnapshot(5))
+        question = await hear_of(AskSnapshot, root)
+        await other.aclose()
+        assert (await hear_of(Withdrawn, root)).origin == question.origin
+        b.crash()
+        last = await a.dial(f"/{SECRET}{SNAPSHOT_PATH_SUFFIX}")
+        await say(last, AskSnapshot(5))
+        refused = await hear(last)
+        assert isinstance(refused, Refused)
+        assert "lost" in refused.reason
+
+
+async def hear_of(kind: type[T], channel: Channel) -> T:
+    """The next frame of this *kind*; others are passed over."""
+    while True:
+        frame = await hear(channel)
+        if isinstance(frame, kind):
+            return frame
