@@ -88,16 +88,16 @@ def run_tree(arguments: argparse.Namespace, console: Console | None = None) -> i
             throttled(lambda: progress.update(bar, completed=world.count_connected, refresh=True))
         )
         report = report_on(world)
+        if world.count_nodes > MAX_TAKEN_APART:
+            # The process ends soon, and without this it would first go through a world of ten
+            # million objects, and then take it apart, one by one, for several seconds.
+            gc.freeze()
     seconds = time.perf_counter() - started_at
     if arguments.json is not None:
         write_report(arguments.json, report.to_json(setting_of(arguments)))
     if arguments.plot is not None:
         plot_report(report, _title(arguments), arguments.plot)
     console.print(tabulate(report, _title(arguments), seconds))
-    if world.count_nodes > MAX_TAKEN_APART:
-        # The process ends now, and without this it would first take a world of ten million
-        # objects apart, one by one, for several seconds.
-        gc.freeze()
     return 0
 
 

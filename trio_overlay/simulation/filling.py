@@ -7,12 +7,13 @@ it is given none: protocol/filling.py decides where requests go, protocol/pullin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from trio_overlay.nodes.tree import REPORT_INTERVAL
 from trio_overlay.nodes.tree_pulling import PULL_INTERVAL
 from trio_overlay.protocol.branch import WAIT, Branch, Delegate, Placement
 from trio_overlay.protocol.pulling import Pull, Pulling, share_out
+from trio_overlay.simulation.agenda import Act
 from trio_overlay.simulation.links import Links
 from trio_overlay.simulation.scenarios import Plan
 from trio_overlay.simulation.world import (
@@ -29,6 +30,7 @@ from trio_overlay.simulation.world import (
     RETURN,
     ROOT,
     WITHDRAWN,
+    Send,
     TreeWorld,
 )
 
@@ -120,7 +122,7 @@ class FillingTreeWorld(TreeWorld):
         now: float,
         node: int,
         kind: int,
-        act: Callable[[float, int, int], None],
+        act: Act,
         link: int,
         other: int,
     ) -> None:
@@ -277,17 +279,14 @@ class FillingTreeWorld(TreeWorld):
             self.count_arrived[CLIMB] += 1
             self._up(now, node, CLIMB, self._take_climb, self.up[node], attempt)
 
-    def _to_server(
-        self,
-        now: float,
-        node: int,
-        kind: int,
-        act: Callable[[float, int, int], None],
-        one: int,
-        other: int,
-    ) -> None:
-        if kind != DONE or other not in self._pulled:
-            super()._to_server(now, node, kind, act, one, other)
+    def _make_to_server(self) -> Send:
+        to_server, pulled = super()._make_to_server(), self._pulled
+
+        def unless_pulled(now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
+            if kind != DONE or other not in pulled:
+                to_server(now, node, kind, act, one, other)
+
+        return unless_pulled
 
     def _serve_applicant(self, now: float, node: int, attempt: int) -> None:
         if attempt in self._pulled:
@@ -318,7 +317,7 @@ class FillingTreeWorld(TreeWorld):
         now: float,
         source: int,
         target: int,
-        act: Callable[[float, int, int], None],
+        act: Act,
         one: int,
         other: int,
     ) -> None:

@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 from trio_overlay.nodes.tree import REPLACE_TIMEOUT
 from trio_overlay.nodes.tree_way_up import CONFIRM_TIMEOUT, MAX_REJOIN_DELAY, MIN_REJOIN_DELAY
@@ -34,7 +34,7 @@ from trio_overlay.protocol.branch import (
     make_node_id,
 )
 from trio_overlay.protocol.switchboard import DEFAULT_GRACE_TIMEOUT, random_identifiers
-from trio_overlay.simulation.agenda import Agenda
+from trio_overlay.simulation.agenda import Act, Agenda
 from trio_overlay.simulation.links import SERVER, Links
 from trio_overlay.simulation.scenarios import Plan
 
@@ -80,6 +80,9 @@ ASKING, ANSWERED, LINKED, CONNECTED, OVER = range(5)
 NUMBER_INTERVAL: Final = 0.9
 """Seconds from one of the root's numbers to the next, as in nodes/tree.py. Numbers are not events
 here: a node is taken to have the one that was issued last."""
+
+Send: TypeAlias = Callable[[float, int, int, Act, int, int], None]
+"""Called with now, node, kind, act, one, other: a frame goes to the server, or comes from it."""
 
 
 class TreeWorld:
@@ -193,6 +196,9 @@ class TreeWorld:
         self._is_plain = not has_bandwidth and plan.partition is None
         self._max_requests = MAX_REQUESTS if has_limits else 2**62
         self._kept_size = FRAME_SIZES[REQUEST] if has_limits else 0
+
+        self._to_server: Final = self._make_to_server()
+        self._from_server: Final = self._make_from_server()
 
         # A bound method is an object; made once, millions of events can share it.
         self._on_start = self._start
@@ -817,56 +823,65 @@ class TreeWorld:
 
     # --- frames on their way --------------------------------------------------------------
 
-    def _to_server(
-        self,
-        now: float,
-        node: int,
-        kind: int,
-        act: Callable[[float, int, int], None],
-        one: int,
-        other: int,
-    ) -> None:
-        """Let *act* happen when a frame of *node* has reached the server."""
-        self.count_by_server[kind] += 1
-        at = now + self._server_delays[node]
-        if not self._is_plain:
-            at = self._delay_further(now, at, node, SERVER, kind)
-            if at == math.inf:
-                return
-        try:
-            self.server_load[int(at)] += 1
-        except IndexError:
-            _count_anew(self.server_load, int(at))
-        self._put(at, act, one, other)
+    def _make_to_server(self) -> Send:
+        """The function `_to_server`, which has what it needs at hand: it is among the busiest.
 
-    def _from_server(
-        self,
-        now: float,
-        node: int,
-        kind: int,
-        act: Callable[[float, int, int], None],
-        one: int,
-        other: int,
-    ) -> None:
-        """Let *act* happen when a frame of the server has reached *node*."""
-        self.count_by_server[kind] += 1
-        try:
-            self.server_load[int(now)] += 1
-        except IndexError:
-            _count_anew(self.server_load, int(now))
-        at = now + self._server_delays[node]
-        if not self._is_plain:
-            at = self._delay_further(now, at, SERVER, node, kind)
-            if at == math.inf:
-                return
-        self._put(at, act, one, other)
+        It lets *act* happen when a frame of *node* has reached the server.
+        """
+        counts, delays, load, put = (
+            self.count_by_server,
+            self._server_delays,
+            self.server_load,
+            self._put,
+        )
+        is_plain, delay_further = self._is_plain, self._delay_further
+
+        def to_server(now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
+            counts[kind] += 1
+            at = now + delays[node]
+            if not is_plain:
+                at = delay_further(now, at, node, SERVER, kind)
+                if at == math.inf:
+                    return
+            try:
+                load[int(at)] += 1
+            except IndexError:
+                _count_anew(load, int(at))
+            put(at, act, one, other)
+
+        return to_server
+
+    def _make_from_server(self) -> Send:
+        """As `_make_to_server`: *act* happens when a frame of the server has reached *node*."""
+        counts, delays, load, put = (
+            self.count_by_server,
+            self._server_delays,
+            self.server_load,
+            self._put,
+        )
+        is_plain, delay_further = self._is_plain, self._delay_further
+
+        def from_server(now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
+            counts[kind] += 1
+            try:
+                load[int(now)] += 1
+            except IndexError:
+                _count_anew(load, int(now))
+            at = now + delays[node]
+            if not is_plain:
+                at = delay_further(now, at, SERVER, node, kind)
+                if at == math.inf:
+                    return
+            put(at, act, one, other)
+
+        return from_server
 
     def _down(
         self,
         now: float,
         node: int,
         kind: int,
-        act: Callable[[float, int, int], None],
+        act: Act,
         link: int,
         attempt: int,
     ) -> None:
