@@ -57,6 +57,7 @@ def test_what_is_no_command_is_refused_with_the_usage(
         ("--help", WEBRTC | LABORATORY | SIMULATION | TERMINAL),
         ("server --help", WEBRTC | LABORATORY | SIMULATION | TERMINAL),
         ("node --help", WEBRTC | LABORATORY | SIMULATION),
+        ("status --help", WEBRTC | LABORATORY | SIMULATION),
         ("simulate tree --nodes 3", WEBRTC | LABORATORY | {"matplotlib"}),
     ],
 )

@@ -18,6 +18,7 @@ COMMANDS = (
     Command("server", "the server where peers meet", "server:add_arguments"),
     Command("root", "the root of a tree", "tree:add_root_arguments"),
     Command("node", "a node of a tree", "tree:add_node_arguments"),
+    Command("status", "the tree as it is now", "status:add_arguments"),
     Command("peer", "a peer found by its id: a chat", "peer:add_arguments"),
     Command("relay", "a peer that relays messages to ids", "relay:add_arguments"),
     Command("demo", "see it work", "demo:add_arguments"),

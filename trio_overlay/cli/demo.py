@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import trio
 from rich.console import Console, Group
 from rich.text import Text
-from rich.tree import Tree
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.cli.arguments import at_least_one
+from trio_overlay.cli.drawing import Twig, draw_trees
 from trio_overlay.cli.running import run_until_stopped
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import OverlayError
@@ -29,8 +29,6 @@ Start a bootstrap server on a free port, a root, and nodes that all join at once
 peer of its own. Then every node pings its parent, and the tree that has come about is drawn."""
 
 PONG_TIMEOUT = 30.0
-INDENT = 4
-"""Columns that Rich takes for each level of a tree."""
 
 
 @dataclass
@@ -109,7 +107,7 @@ def _exit_code(code: int | None) -> int:
     return 130 if code is None else code  # as for a program that SIGINT ended
 
 
-def draw_tree(members: Iterable[Member], width: int) -> Tree | Group:
+def draw_tree(members: Iterable[Member], width: int) -> Group:
     """The tree under the root, siblings in the order of their names' numbers.
 
     Where *width* columns are too few for so deep a tree, it is a line for each node instead, which
@@ -120,15 +118,11 @@ def draw_tree(members: Iterable[Member], width: int) -> Tree | Group:
         member.name: Text.assemble((member.name, "bold"), (f"  depth {member.depth}", "dim"))
         for member in in_order
     }
-    if any(INDENT * member.depth + labels[member.name].cell_len > width for member in in_order):
-        lines = (
-            labels[member.name].append(f"  below {member.path[-2]}", "dim") for member in in_order
-        )
-        return Group(*lines)
-    drawn = {"root": Tree(Text("root", style="bold"))}
-    for member in in_order:
-        drawn[member.name] = drawn[member.path[-2]].add(labels[member.name])
-    return drawn["root"]
+    twigs = [Twig("root", None, Text("root", style="bold"))]
+    twigs += [Twig(each.name, each.path[-2], labels[each.name]) for each in in_order]
+    return draw_trees(twigs, width) or Group(
+        *(labels[each.name].append(f"  below {each.path[-2]}", "dim") for each in in_order)
+    )
 
 
 async def _live(member: Member, address: str, max_degree: int) -> None:

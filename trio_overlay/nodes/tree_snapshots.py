@@ -52,7 +52,12 @@ class NodeSnapshot:
                 "round_trip_time": None | int() | float() as round_trip_time,
                 "age": int() | float() as age,
                 "version": str(version),
-            } if is_id(node_id) and (parent is None or is_id(parent)) and len(version) <= 64:
+            } if (
+                is_id(node_id)
+                and (parent is None or is_id(parent))
+                and len(version) <= 64
+                and version.isprintable()
+            ):
                 return cls(
                     node_id,
                     parent,
