@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 
 import pytest
 import trio
@@ -312,7 +313,17 @@ async def test_a_node_that_is_gone_is_not_in_the_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, {}, {"id": 1}, [], {"id": "a", "parent": None, "depth": "deep"}]
+    "value",
+    [
+        None,
+        {},
+        {"id": 1},
+        [],
+        {"id": "a", "parent": None, "depth": "deep"},
+        # What a terminal would take for an order.
+        asdict(NodeSnapshot("a", None, 0, 0, 10, 0, None, 0.0, "\x1b[2J")),
+        asdict(NodeSnapshot("a\x1b[2J", None, 0, 0, 10, 0, None, 0.0, "1.0")),
+    ],
 )
 def test_what_is_no_snapshot_is_malformed(value: JSON) -> None:
     with pytest.raises(MalformedFrame):
