@@ -116,7 +116,7 @@ class Lonely(TreeMachine):
     [
         (
             ("--overlay", "ring"),
-            "an overlay is tree, neighbours, broker, relay, or MODULE:CLASS",
+            "an overlay is tree, neighbours, sampling, broker, relay, or MODULE:CLASS",
         ),
         (("--overlay", "no_such:Thing"), "there is no no_such:Thing"),
         (("--overlay", "pathlib:Nothing"), "there is no pathlib:Nothing"),

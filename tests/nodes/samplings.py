@@ -35,11 +35,19 @@ class Samplings:
         for name in names:
             await self._nursery.start(self._live, name, options)
 
-    async def _live(self, name: str, options: Any, *, task_status: trio.TaskStatus[None]) -> None:
-        options = {"interval": INTERVAL, "rng": random.Random(name)} | options
-        goes, gone = self._lives[name] = trio.Event(), trio.Event()
+    @asynccontextmanager
+    async def open(self, name: str, **more: Any) -> AsyncIterator[Sampling]:
+        options: Any = {"interval": INTERVAL, "rng": random.Random(name)} | more
         async with open_sampling(peer=name, network=self.network.host(name), **options) as node:
             self.nodes[name] = node
+            try:
+                yield node
+            finally:
+                self.nodes.pop(name, None)
+
+    async def _live(self, name: str, options: Any, *, task_status: trio.TaskStatus[None]) -> None:
+        goes, gone = self._lives[name] = trio.Event(), trio.Event()
+        async with self.open(name, **options):
             task_status.started()
             await goes.wait()
         gone.set()
@@ -49,7 +57,6 @@ class Samplings:
         goes, gone = self._lives[name]
         goes.set()
         await gone.wait()
-        del self.nodes[name]
 
     def crash(self, name: str) -> None:
         """Let *name* vanish from the network without a word."""

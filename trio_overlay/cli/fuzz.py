@@ -35,6 +35,7 @@ and written to a file that --replay lives through again. Exit code 1 if one fail
 OVERLAYS = {
     "tree": "trio_overlay.testing.tree:TreeMachine",
     "neighbours": "trio_overlay.testing.neighbours:NeighboursMachine",
+    "sampling": "trio_overlay.testing.sampling:SamplingMachine",
     "broker": "trio_overlay.testing.broker:BrokerMachine",
     "relay": "trio_overlay.testing.relay:RelayMachine",
 }

@@ -13,13 +13,15 @@ its own, and what is needed to trust it.
 | `story` | `Story`: steps as text that people read and `replay` lives through |
 | `world`, `tree_world` | what a story happens to: real nodes, and what must hold at any time |
 | `neighbours_world` | the same for neighbours that signal for each other |
+| `sampling_world` | the same for peers that sample their network |
 | `strategies` | Hypothesis strategies: ids, signals, frames, fault plans, valid and hostile |
 | `machine` | `StoryMachine`: what the state machines of all overlays share |
 | `tree` | `TreeMachine`: the ready Hypothesis state machine for the tree |
 | `neighbours` | `NeighboursMachine`: the one for neighbours that signal for each other |
+| `sampling` | `SamplingMachine`: the one for peers that sample their network |
 | `fuzz` | `fuzz`: stories of a machine until one fails, as `trio-overlay fuzz` does |
 
-The last five need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
+The last six need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
 names; everything else is here.
 """
 
@@ -45,6 +47,7 @@ from trio_overlay.testing.faults import (
 from trio_overlay.testing.history import History
 from trio_overlay.testing.neighbours_world import NeighboursWorld
 from trio_overlay.testing.network import VirtualHost, VirtualNetwork, VirtualServer
+from trio_overlay.testing.sampling_world import SamplingWorld
 from trio_overlay.testing.signaling import SignalingHost, open_signaling
 from trio_overlay.testing.store import VirtualStore
 from trio_overlay.testing.story import Step, Story
@@ -63,6 +66,7 @@ __all__ = [
     "NeighboursWorld",
     "NothingWillHappen",
     "Rule",
+    "SamplingWorld",
     "Scenario",
     "Selector",
     "SignalingHost",

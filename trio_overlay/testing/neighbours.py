@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
+from trio_overlay.testing.arcs_world import GATE
 from trio_overlay.testing.machine import StoryMachine, picks
-from trio_overlay.testing.neighbours_world import GATE, NeighboursWorld
+from trio_overlay.testing.neighbours_world import NeighboursWorld
 
 short_pauses = st.integers(0, 12).map(lambda twentieths: twentieths / 20)
 """A bridged arc takes half a second, so that steps often meet one on its way."""

@@ -30,7 +30,6 @@ SERVER = "server"
 JOIN_GRACE = 5.0
 """Seconds that a join may take over its timeout, to say farewell and close."""
 SETTLE_TIMEOUT = 60.0
-"""Seconds after the last fault in which an overlay must have healed."""
 
 QUIET_DELAY = 5.0
 """Seconds in which all that was said in farewell has arrived and was acted upon."""
@@ -131,13 +130,18 @@ class VirtualWorld(abc.ABC):
         """
 
     def is_settled(self) -> bool:
-        """Whether the overlay has healed; if not, it is waited for, up to `SETTLE_TIMEOUT`."""
+        """Whether the overlay has healed; if not, it is waited for, up to `settle_timeout`."""
         return True
 
     @property
     @abc.abstractmethod
     def join_timeout(self) -> float:
         """Seconds after which a join has ended, one way or the other."""
+
+    @property
+    def settle_timeout(self) -> float:
+        """Seconds after the last fault in which the overlay must have healed."""
+        return SETTLE_TIMEOUT
 
     @property
     def leave_timeout(self) -> float:
@@ -231,7 +235,7 @@ class VirtualWorld(abc.ABC):
         for name in self.network.frozen:  # some whose program has ended, too
             self.network.thaw(name)
         self.signaling.restart()
-        settled_by = trio.current_time() + SETTLE_TIMEOUT
+        settled_by = trio.current_time() + self.settle_timeout
         while not self.is_settled() and trio.current_time() < settled_by:
             await trio.sleep(1)
             self.check()

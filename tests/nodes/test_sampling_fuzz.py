@@ -1,0 +1,48 @@
+"""Peers that join, exchange, leave and fail in any order: both ends of each arc have it in their
+books, nobody is left alone, and while nothing goes wrong all are one network.
+
+`HYPOTHESIS_PROFILE=long` looks much longer; `ci` tells the same stories every time.
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+from trio_overlay.testing.sampling import SamplingMachine
+
+BOUNDED = 5
+"""Stories in an ordinary run: a few seconds for each test."""
+
+
+class Troubled(SamplingMachine):
+    """Stories of peers that are crashed, cut off and frozen, too, and of lost messages."""
+
+
+class Peaceful(SamplingMachine):
+    """Without cuts and silence more comes up, and more of it at the same time."""
+
+    has_faults = False
+
+
+class Harmless(Peaceful):
+    """Nobody leaves or gives up: `SamplingWorld` then checks that all are one network."""
+
+    max_nodes = 6
+    leave = crash = withdraw = think_better = None  # type: ignore[assignment]  # no rules here
+
+
+def how_long() -> settings:
+    profile = settings()
+    is_long = profile.max_examples > 1_000
+    return settings(
+        stateful_step_count=60 if is_long else 15,
+        max_examples=profile.max_examples if is_long else BOUNDED,
+    )
+
+
+TestSampling = Troubled.TestCase
+TestSampling.settings = how_long()
+TestPeacefulSampling = Peaceful.TestCase
+TestPeacefulSampling.settings = how_long()
+TestHarmlessSampling = Harmless.TestCase
+TestHarmlessSampling.settings = how_long()
