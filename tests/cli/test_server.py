@@ -221,13 +221,3 @@ def test_a_port_in_use_ends_with_2_and_a_hint(
         port = str(taken.getsockname()[1])
         assert main(["server", "--host", "127.0.0.1", "--port", port]) == 2
     assert "in use by another program" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["server", "--port", "http"]])
-def test_what_is_no_command_is_shown_the_way(
-    capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: trio-overlay" in capsys.readouterr().err

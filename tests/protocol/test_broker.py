@@ -21,16 +21,13 @@ from trio_overlay.protocol.broker import (
     PARSE_ERROR,
     BadRequest,
     Batch,
-    Exists,
     Failure,
     Find,
     Generation,
     PeerSignal,
     Ping,
-    Register,
     Request,
     Response,
-    Unregister,
     check_identifier,
     decode_answer,
     decode_request,
@@ -40,23 +37,19 @@ from trio_overlay.protocol.broker import (
     encode_responses,
     peer_signal,
 )
+from trio_overlay.testing.strategies import (
+    broker_requests,
+    broker_responses,
+    generations,
+    hostile_broker_texts,
+    peer_signals,
+)
 
 DATA = Path(__file__).parent.parent / "data"
 OFFER = {"type": "offer", "sdp": "v=0"}
 
-generations = st.sampled_from(Generation)
-identifiers = st.text(
-    st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=128
-).filter(str.isprintable)
 keys = st.text() | st.integers() | st.none()
-calls = st.one_of(
-    st.just(Ping()),
-    st.just(Unregister()),
-    *(st.builds(call, identifiers) for call in (Exists, Find, Register)),
-)
-requests = st.builds(Request, calls, keys, generations)
 objects = st.dictionaries(st.text(), values)
-peer_signals = st.builds(peer_signal, identifiers, identifiers, objects)
 almost_frames = st.fixed_dictionaries(
     {},
     optional={
@@ -102,14 +95,13 @@ def test_every_recorded_frame_of_linkup_is_understood_and_encoded_equal() -> Non
         assert json.loads(encode_again(text)) == json.loads(text)
 
 
-@given(requests)
+@given(broker_requests)
 def test_requests_survive_the_way(request: Request) -> None:
     assert decode_request(encode_request(request)) == request
 
 
-@given(keys, values, generations)
-def test_results_survive_the_way(key: Any, result: Any, generation: Generation) -> None:
-    response = Response(key, result, None, generation)
+@given(broker_responses)
+def test_answers_survive_the_way(response: Response) -> None:
     assert decode_answer(encode_response(response)) == response
 
 
@@ -241,16 +233,8 @@ def test_what_is_no_id_is_refused(bad: Any) -> None:
         check_identifier(bad)
 
 
-@given(almost_frames | st.lists(almost_frames) | values)
-def test_whatever_a_stranger_says_is_understood_or_a_bad_request(value: Any) -> None:
-    text = json.dumps(value)
-    decode_request(text)
-    with contextlib.suppress(MalformedFrame):
-        decode_answer(text)
-
-
-@given(st.binary() | st.text())
-def test_what_is_no_json_is_a_bad_request(text: str | bytes) -> None:
+@given((almost_frames | st.lists(almost_frames)).map(json.dumps) | hostile_broker_texts)
+def test_whatever_a_stranger_says_is_understood_or_a_bad_request(text: str | bytes) -> None:
     decode_request(text)
     with contextlib.suppress(MalformedFrame):
         decode_answer(text)

@@ -14,21 +14,12 @@ from hypothesis import strategies as st
 from tests.protocol.test_buckets import ids
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.relay import (
-    ALIVE,
     MAX_HOPS,
     Envelope,
-    FindPeers,
-    FoundPeers,
     HandshakeAnswer,
-    HandshakeOffer,
     NotJSON,
-    PeerSignal,
-    Ping,
-    Pong,
-    Receipt,
     Unknown,
     User,
-    Withdrawn,
     decode_body,
     decode_envelope,
     decode_first_frame,
@@ -39,6 +30,11 @@ from trio_overlay.protocol.relay import (
     encode_id,
     is_peer_id,
 )
+from trio_overlay.testing.strategies import (
+    hostile_relay_texts,
+    relay_bodies,
+    relay_envelopes,
+)
 
 TRACE = Path(__file__).parent.parent / "data" / "peer-relay.jsonl"
 
@@ -48,29 +44,6 @@ values = st.recursive(
     max_leaves=5,
 )
 """Smaller than those of test_json.py: here they only have to stay what they are."""
-short = st.text(min_size=1, max_size=40)
-extensions = st.sampled_from([frozenset[str](), frozenset({ALIVE})])
-bodies = (
-    st.builds(User, values, st.none() | short)
-    | st.builds(FindPeers, ids, extensions)
-    | st.builds(FoundPeers, st.lists(ids, max_size=3, unique=True).map(tuple), extensions)
-    | st.builds(HandshakeOffer, extensions)
-    | st.builds(HandshakeAnswer, st.none() | st.text(min_size=1), st.booleans(), extensions)
-    | st.builds(PeerSignal, st.dictionaries(st.text(), values))
-    | st.builds(Receipt, short)
-    | st.just(Ping())
-    | st.just(Pong())
-    | st.just(Withdrawn())
-)
-envelopes = st.builds(
-    Envelope,
-    ids,
-    ids,
-    st.lists(ids, min_size=1, max_size=4).map(tuple),
-    short,
-    bodies,
-    st.dictionaries(st.text(min_size=6), values, max_size=2),
-)
 almost_ids = ids | st.builds(encode_id, ids) | st.text(max_size=45) | values
 almost_bodies = st.fixed_dictionaries(
     {"type": st.sampled_from(["user", "findPeers", "foundPeers", "handshake-offer",
@@ -94,7 +67,7 @@ almost_envelopes = st.fixed_dictionaries(
 
 
 @settings(max_examples=50)
-@given(envelopes)
+@given(relay_envelopes)
 def test_an_envelope_comes_back(envelope: Envelope) -> None:
     again = decode_envelope(encode_envelope(envelope))
     assert (again.to, again.sender, again.path) == (envelope.to, envelope.sender, envelope.path)
@@ -104,12 +77,12 @@ def test_an_envelope_comes_back(envelope: Envelope) -> None:
 
 
 @settings(max_examples=50)
-@given(bodies)
+@given(relay_bodies)
 def test_a_body_comes_back(body: Any) -> None:
     assert repr(decode_body(json.loads(json.dumps(encode_body(body))))) == repr(body)
 
 
-@given(st.text() | st.binary() | (almost_envelopes | values).map(json.dumps))
+@given(almost_envelopes.map(json.dumps) | hostile_relay_texts)
 def test_any_input_is_an_envelope_that_can_be_passed_on_or_malformed(frame: str | bytes) -> None:
     with contextlib.suppress(MalformedFrame):
         envelope = decode_envelope(frame)

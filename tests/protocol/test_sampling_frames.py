@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.json import JSON, decode_json, encode_json
@@ -17,7 +18,7 @@ from trio_overlay.protocol.sampling_frames import (
     decode_sampling,
     encode_sampling,
 )
-from trio_overlay.testing.strategies import json_values
+from trio_overlay.testing.strategies import hostile_sampling_words, sampling_words
 
 GOLDEN: list[tuple[JSON, SamplingFrame]] = [
     # spray-wrtc 2.0.11
@@ -79,7 +80,7 @@ def test_what_is_no_word_is_refused(payload: JSON) -> None:
         decode_sampling(payload)
 
 
-@given(json_values())
+@given(st.one_of(sampling_words.map(encode_sampling), hostile_sampling_words))
 def test_whatever_is_said_is_understood_or_refused(payload: JSON) -> None:
     try:
         frame = decode_sampling(payload)

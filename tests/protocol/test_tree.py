@@ -1,13 +1,11 @@
 """What neighbours in the tree say: the recorded frames, our own, and hostile ones."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.bootstrap import SignalFrame, decode_bootstrap
@@ -22,6 +20,7 @@ from trio_overlay.protocol.tree import (
     decode_tree,
     encode_tree,
 )
+from trio_overlay.testing.strategies import hostile_tree_texts, json_values
 
 RECORDED = [
     row["data"]
@@ -31,16 +30,6 @@ RECORDED = [
     )
     if row["ch"] == "dc" and "data" in row
 ]
-
-JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
-)
 
 
 def test_there_are_recorded_frames() -> None:
@@ -66,7 +55,7 @@ def test_frames_of_our_own_come_back_as_they_were(frame: TreeFrame) -> None:
     assert decode_tree(encode_tree(frame)) == frame
 
 
-@given(JSON_VALUES)
+@given(json_values())
 def test_any_json_value_travels_as_data(value: Any) -> None:
     assert decode_tree(encode_tree(Data(value))) == Data(value)
 
@@ -125,24 +114,10 @@ def test_what_is_no_frame_is_malformed(text: str) -> None:
         decode_tree(text)
 
 
-@given(st.binary() | st.text() | JSON_VALUES.map(json.dumps))
-def test_decoder_raises_nothing_but_malformed_frame(frame: str | bytes) -> None:
-    with contextlib.suppress(MalformedFrame):
-        decode_tree(frame)
-
-
-KEYS = st.sampled_from(
-    "origin destination signal rank extensions size reason number path".split()  # noqa: SIM905
-)
-TYPES = st.sampled_from(
-    "DATA JOIN-REQUEST WITHDRAW CREDIT CONNECTION-SIGNAL BEAT DESCENT".split()  # noqa: SIM905
-)
-
-
-@given(TYPES, st.dictionaries(KEYS | st.just("connection"), JSON_VALUES))
-def test_almost_right_frames_decode_or_are_malformed(kind: str, fields: dict[str, Any]) -> None:
+@given(hostile_tree_texts)
+def test_any_input_is_a_frame_or_malformed(text: str | bytes) -> None:
     try:
-        frame = decode_tree(json.dumps({**fields, "type": kind}))
+        frame = decode_tree(text)
     except MalformedFrame:
         return
     encode_tree(frame)

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, get_args
 
 import pytest
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from trio_overlay.errors import MalformedFrame, OutcomeError
+from trio_overlay.protocol import broker
 from trio_overlay.protocol.bootstrap import BootstrapFrame, decode_bootstrap, encode_bootstrap
 from trio_overlay.protocol.json import JSON, decode_json
 from trio_overlay.protocol.neighbours import (
@@ -23,6 +25,14 @@ from trio_overlay.protocol.neighbours import (
     encode_neighbour,
     encode_payload,
 )
+from trio_overlay.protocol.relay import (
+    Body,
+    Envelope,
+    decode_envelope,
+    decode_first_frame,
+    encode_envelope,
+)
+from trio_overlay.protocol.sampling_frames import SamplingFrame, decode_sampling, encode_sampling
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
 from trio_overlay.protocol.tree import TreeFrame, decode_tree, encode_tree
 from trio_overlay.testing import strategies
@@ -61,33 +71,89 @@ def test_frames_of_neighbours_are_valid(frame: NeighbourFrame, payload: Payload)
     assert decode_payload(encode_payload(payload)) == payload
 
 
-def survive(decode: Callable[[JSON], object], value: JSON) -> None:
-    with suppress(MalformedFrame):
-        decode(value)
+@given(strategies.sampling_words)
+def test_words_of_peers_that_sample_are_valid(word: SamplingFrame) -> None:
+    assert decode_sampling(encode_sampling(word)) == word
 
 
-@given(
-    strategies.hostile_signals,
-    strategies.hostile_bootstrap_texts,
-    strategies.hostile_tree_texts,
-    strategies.hostile_texts(),
-    strategies.hostile_neighbour_texts,
-    strategies.hostile_payloads,
+@given(strategies.broker_texts)
+def test_what_is_said_at_a_broker_is_valid(text: str) -> None:
+    said = decode_broker(text)  # it raises nothing
+    if isinstance(said, broker.Batch):
+        assert not any(isinstance(each, broker.BadRequest) for each in said.requests)
+
+
+@given(strategies.relay_envelopes)
+def test_envelopes_of_relays_are_valid(envelope: Envelope) -> None:
+    text = encode_envelope(envelope)
+    assert encode_envelope(decode_envelope(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kinds"),
+    [
+        (strategies.signals, get_args(Signal)),
+        (strategies.bootstrap_frames, get_args(BootstrapFrame)),
+        (strategies.tree_frames, get_args(TreeFrame)),
+        (strategies.payloads, get_args(Payload)),
+        (strategies.neighbour_frames, get_args(NeighbourFrame)),
+        (strategies.sampling_words, get_args(SamplingFrame)),
+        (strategies.broker_calls, get_args(broker.Call)),
+        (strategies.relay_bodies, get_args(Body)),
+    ],
+    ids=["signals", "bootstrap", "tree", "payloads", "neighbours", "sampling", "broker", "relay"],
 )
-def test_what_is_hostile_is_survived(
-    signal: JSON,
-    bootstrap: str | bytes,
-    tree: str | bytes,
-    text: str | bytes,
-    neighbour: str | bytes,
-    payload: JSON,
+def test_frames_of_all_kinds_are_said(
+    strategy: st.SearchStrategy[object], kinds: tuple[type, ...]
 ) -> None:
-    survive(decode_signal, signal)
-    survive(decode_bootstrap, bootstrap)
-    survive(decode_tree, tree)
-    survive(decode_json, text)
-    survive(decode_neighbour, neighbour)
-    survive(decode_payload, payload)
+    said: set[type] = set()
+
+    @settings(max_examples=20 * len(kinds), derandomize=True, database=None)
+    @given(strategy)
+    def listen(frame: object) -> None:
+        said.add(type(frame))
+
+    listen()
+    assert said == set(kinds)
+
+
+def decode_broker(text: Any) -> object:
+    """Both ends' reading of it; MalformedFrame only if neither understands."""
+    said = broker.decode_request(text)
+    return broker.decode_answer(text) if isinstance(said, broker.BadRequest) else said
+
+
+def decode_relay(text: Any) -> object:
+    try:
+        return decode_envelope(text)
+    except MalformedFrame:
+        return decode_first_frame(text)
+
+
+HOSTILE: dict[str, tuple[st.SearchStrategy[JSON], Callable[[JSON], object]]] = {
+    "signals": (strategies.hostile_signals, decode_signal),
+    "bootstrap": (strategies.hostile_bootstrap_texts, decode_bootstrap),
+    "tree": (strategies.hostile_tree_texts, decode_tree),
+    "neighbours": (strategies.hostile_neighbour_texts, decode_neighbour),
+    "payloads": (strategies.hostile_payloads, decode_payload),
+    "sampling": (strategies.hostile_sampling_words, decode_sampling),
+    "broker": (strategies.hostile_broker_texts, decode_broker),
+    "relay": (strategies.hostile_relay_texts, decode_relay),
+    "JSON": (strategies.hostile_texts(), decode_json),
+}
+all_hostile = pytest.mark.parametrize(("strategy", "decode"), HOSTILE.values(), ids=HOSTILE.keys())
+
+
+@all_hostile
+def test_what_is_hostile_is_survived(
+    strategy: st.SearchStrategy[JSON], decode: Callable[[JSON], object]
+) -> None:
+    @given(strategy)
+    def survive(value: JSON) -> None:
+        with suppress(MalformedFrame):
+            decode(value)
+
+    survive()
 
 
 def is_refused(decode: Callable[[JSON], object], value: JSON) -> bool:
@@ -98,16 +164,7 @@ def is_refused(decode: Callable[[JSON], object], value: JSON) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    ("strategy", "decode"),
-    [
-        (strategies.hostile_signals, decode_signal),
-        (strategies.hostile_bootstrap_texts, decode_bootstrap),
-        (strategies.hostile_tree_texts, decode_tree),
-        (strategies.hostile_neighbour_texts, decode_neighbour),
-        (strategies.hostile_payloads, decode_payload),
-    ],
-)
+@all_hostile
 def test_hostile_frames_are_of_both_kinds(
     strategy: st.SearchStrategy[JSON], decode: Callable[[JSON], object]
 ) -> None:

@@ -11,12 +11,17 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from trio_overlay.protocol import broker, neighbours, relay, sampling_frames
+from trio_overlay.protocol.ancestry import Descent
 from trio_overlay.protocol.bootstrap import (
+    AskSnapshot,
     BootstrapFrame,
     Done,
     Heartbeat,
     Hello,
     Refused,
+    Role,
+    SnapshotPart,
     Withdrawn,
     encode_bootstrap,
     signal_frame,
@@ -42,6 +47,7 @@ from trio_overlay.protocol.cast_frames import (
     Unknown,
     is_id,
 )
+from trio_overlay.protocol.filling import MAX_LEVELS
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
     EXTENSIONS,
@@ -65,6 +71,7 @@ from trio_overlay.protocol.neighbours import (
     encode_payload,
     is_reserved,
 )
+from trio_overlay.protocol.pulling import Pull
 from trio_overlay.protocol.signals import (
     Answer,
     Candidate,
@@ -74,12 +81,22 @@ from trio_overlay.protocol.signals import (
     encode_signal,
 )
 from trio_overlay.protocol.tree import (
+    Beat,
     ConnectionRefused,
     ConnectionSignal,
     Credit,
     Data,
+    Descend,
     JoinRequest,
+    Leaving,
+    PullUp,
+    Report,
+    RoadEnd,
+    RoadRequest,
+    RoadSignal,
+    StandBy,
     TreeFrame,
+    Wish,
     Withdraw,
     encode_tree,
 )
@@ -233,8 +250,14 @@ bootstrap_frames: st.SearchStrategy[BootstrapFrame] = st.one_of(
     st.builds(Hello, st.none() | identifiers, extension_names.map(frozenset)),
     st.just(Done()),
     st.builds(Withdrawn, st.none() | identifiers, texts()),
-    st.builds(Refused, texts()),
-)
+    st.builds(Refused, texts(), st.none() | identifiers),
+    st.builds(Role, st.booleans(), st.integers(0, 2**48 - 1), st.integers(0, 9)),
+    st.builds(AskSnapshot, st.floats(0.5, 60), st.none() | identifiers),
+    st.builds(
+        SnapshotPart, st.none() | identifiers, st.lists(json_values(3), max_size=3).map(tuple),
+        st.integers(0, 9), st.booleans(),
+    ),
+)  # fmt: skip
 """All that is said on the bootstrap server's sockets."""
 
 hostile_bootstrap_texts: st.SearchStrategy[str | bytes] = st.one_of(
@@ -278,6 +301,9 @@ cast_frames: st.SearchStrategy[CastFrame] = st.one_of(
 )  # fmt: skip
 """What our tree nodes say to each other of what goes further than a neighbour."""
 
+_numbers = st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**48 - 1))
+_levels = st.integers(0, 2**48 - 1)
+
 tree_frames: st.SearchStrategy[TreeFrame] = st.one_of(
     cast_frames,
     st.builds(Data, json_values()),
@@ -288,7 +314,23 @@ tree_frames: st.SearchStrategy[TreeFrame] = st.one_of(
     st.builds(Credit, st.integers(1, 2**53)),
     st.builds(ConnectionSignal, connection_names, signals.map(encode_signal)),
     st.builds(ConnectionRefused, connection_names, texts()),
-)
+    st.builds(
+        Descend, st.builds(Descent, _numbers, st.lists(node_ids, max_size=5).map(tuple))
+    ),
+    st.builds(Beat, st.none() | _numbers),
+    st.builds(Report, st.lists(_levels, max_size=MAX_LEVELS).map(tuple), _levels),
+    st.builds(
+        lambda road, wish, frame, origin: RoadRequest(road, wish, frame.with_origin(origin)),
+        connection_names, st.sampled_from(Wish), signal_frames, identifiers,
+    ),
+    st.builds(
+        RoadSignal, connection_names, signals.map(encode_signal), extension_names.map(frozenset)
+    ),
+    st.builds(RoadEnd, connection_names, texts(), st.booleans()),
+    st.builds(Leaving, st.booleans()),
+    st.just(StandBy()),
+    st.builds(PullUp, st.builds(Pull, _levels, _levels)),
+)  # fmt: skip
 """What tree nodes say to each other: the original's frames, and those of our extensions."""
 
 hostile_tree_texts: st.SearchStrategy[str | bytes] = st.one_of(
@@ -321,6 +363,7 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
     st.builds(Forward, ends, ends, arc_messages.map(encode_arc_message), st.booleans()),
     st.just(Direct()),
     st.builds(Disconnect, tids),
+    st.builds(neighbours.Credit, st.integers(1, 2**20)),
     json_values(5).filter(lambda data: not is_reserved(data)).map(Application),
 )
 
@@ -345,6 +388,126 @@ hostile_neighbour_texts: st.SearchStrategy[str | bytes] = st.one_of(
     spoiled(neighbour_frames.map(encode_neighbour).map(json.loads)).map(json.dumps),
     hostile_texts(),
 )
+
+_names = texts(20).filter(bool)
+
+sampling_words: st.SearchStrategy[sampling_frames.SamplingFrame] = st.one_of(
+    st.builds(
+        sampling_frames.Exchange,
+        st.none() | ends,
+        st.none() | identifiers,
+        st.none() | st.integers(0, 100),
+    ),
+    st.builds(sampling_frames.Join, st.none() | _names),
+    st.builds(sampling_frames.JoinBack, _names, st.booleans(), st.integers(0, 100)),
+    st.builds(sampling_frames.Response, _names),
+    st.just(sampling_frames.Leave()),
+)
+"""What peers that sample their network say, in messages to neighbours: spray-wrtc's words, of
+both generations, and with what ours say beside them."""
+
+hostile_sampling_words: st.SearchStrategy[JSON] = st.one_of(
+    spoiled(sampling_words.map(sampling_frames.encode_sampling)), json_values(5)
+)
+
+# --- brokers ------------------------------------------------------------------------------
+
+generations = st.sampled_from(broker.Generation)
+
+peer_names = st.text(
+    st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=20
+).filter(str.isprintable) | st.sampled_from(["ada", "constructor", "toString", "x" * 128])
+"""Ids by which peers register at a broker."""
+
+_keys = texts() | st.integers(-(2**64), 2**64) | st.none()
+
+broker_calls: st.SearchStrategy[broker.Call] = st.one_of(
+    st.just(broker.Ping()),
+    st.just(broker.Unregister()),
+    *(st.builds(call, peer_names) for call in (broker.Exists, broker.Find, broker.Register)),
+)
+
+broker_requests: st.SearchStrategy[broker.Request] = st.one_of(
+    st.builds(broker.Request, broker_calls, _keys, generations),
+    st.builds(broker.Request, broker_calls, st.none(), generations, st.just(True)),
+)
+"""What a peer asks of a broker, in either generation of linkup; some want no answer."""
+
+peer_signals: st.SearchStrategy[broker.PeerSignal] = st.builds(
+    broker.peer_signal, peer_names, peer_names, signals.map(encode_signal)
+)
+"""Signals through a broker: to `encode_peer_signal` in the one generation or the other."""
+
+broker_responses: st.SearchStrategy[broker.Response] = st.one_of(
+    st.builds(broker.Response, _keys, json_values(5), st.none(), generations),
+    st.builds(
+        broker.Response,
+        _keys,
+        st.none(),
+        st.builds(broker.Failure, st.integers(-32800, -32000), texts(), json_values(3)),
+        st.just(broker.Generation.JSON_RPC),
+    ),
+)
+"""What a broker answers; failures in the current generation, for the older has no codes."""
+
+broker_texts: st.SearchStrategy[str] = st.one_of(
+    broker_requests.map(broker.encode_request),
+    st.builds(broker.encode_peer_signal, peer_signals, generations),
+    broker_responses.map(broker.encode_response),
+    st.lists(
+        st.builds(broker.Request, broker_calls, _keys).map(broker.encode_request),
+        min_size=1,
+        max_size=3,
+    ).map(lambda requests: f"[{','.join(requests)}]"),
+)
+"""All that is said between a broker and its peers, encoded, batches included."""
+
+hostile_broker_texts: st.SearchStrategy[str | bytes] = st.one_of(
+    spoiled(broker_texts.map(json.loads)).map(json.dumps), hostile_texts()
+)
+
+# --- relays -------------------------------------------------------------------------------
+
+relay_ids: st.SearchStrategy[relay.PeerId] = st.integers(0, 2**160 - 1).map("{:040x}".format)
+
+_nonces = st.text(min_size=1, max_size=40)
+_alive = st.sampled_from([frozenset[str](), relay.EXTENSIONS])
+
+relay_bodies: st.SearchStrategy[relay.Body] = st.one_of(
+    st.builds(relay.User, json_values(5), st.none() | _nonces),
+    st.builds(relay.FindPeers, relay_ids, _alive),
+    st.builds(relay.FoundPeers, st.lists(relay_ids, max_size=3, unique=True).map(tuple), _alive),
+    st.builds(relay.HandshakeOffer, _alive),
+    st.builds(relay.HandshakeAnswer, st.none() | _nonces, st.booleans(), _alive),
+    st.builds(relay.PeerSignal, signals.map(encode_signal)),
+    st.builds(relay.Receipt, _nonces),
+    st.just(relay.Ping()),
+    st.just(relay.Pong()),
+    st.just(relay.Withdrawn()),
+    st.builds(
+        relay.Unknown, st.builds(lambda data: {"type": "vote", "data": data}, json_values(3))
+    ),
+)
+"""What one relay says to another: peer-relay's bodies, and those of our extensions."""
+
+relay_envelopes: st.SearchStrategy[relay.Envelope] = st.builds(
+    relay.Envelope,
+    relay_ids,
+    relay_ids,
+    st.lists(relay_ids, min_size=1, max_size=4).map(tuple),
+    _nonces,
+    relay_bodies,
+    st.dictionaries(st.text(min_size=6), json_values(3), max_size=2),
+    buffers=st.sampled_from([frozenset(), frozenset({"to"}), frozenset({"to", "from"})]),
+)
+"""Bodies on their way, ids as text or, as a relay of the original writes them, as Node buffers."""
+
+hostile_relay_texts: st.SearchStrategy[str | bytes] = st.one_of(
+    spoiled(relay_envelopes.map(relay.value_of)).map(json.dumps),
+    spoiled(relay_ids.map(relay.encode_id)).map(json.dumps),
+    hostile_texts(),
+)
+"""Also what is no first frame: a spoiled id."""
 
 # --- faults -------------------------------------------------------------------------------
 
