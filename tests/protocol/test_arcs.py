@@ -192,29 +192,29 @@ def everybody(_: str) -> bool:
 
 def begun(bridge: Bridge, tid: str = "t", source: str = "a", target: str = "b") -> object:
     message = ArcRequest(tid, f"{source}-O", "p", OFFER)
-    return bridge.take(source, f"{source}-I", f"{target}-I", message, everybody)
+    return bridge.take(source, f"{source}-I", f"{target}-I", message, everybody, 10)
 
 
 def test_messages_of_an_attempt_pass_both_ways_and_its_end_is_the_last() -> None:
     bridge = Bridge("m", 2)
     assert begun(bridge) == Pass("b")
     candidate = ArcRequest("t", "a-O", "p", CANDIDATE)
-    assert bridge.take("a", "a-I", "b-I", candidate, everybody) == Pass("b")
+    assert bridge.take("a", "a-I", "b-I", candidate, everybody, 10) == Pass("b")
     answer = ArcResponse("t", "b-I", "p", ANSWER)
-    assert bridge.take("b", "b-I", "a-I", answer, everybody) == Pass("a")
-    assert bridge.attempts == {"t": ("a", "b")}
+    assert bridge.take("b", "b-I", "a-I", answer, everybody, 10) == Pass("a")
+    assert list(bridge.crossings) == [(("a", "t"), ("b", "t"))]
     end = ArcEnd("t", "a-O", "p", "cancelled")
-    assert bridge.take("a", "a-I", "b-I", end, everybody) == Pass("b")
-    assert bridge.attempts == {}
-    assert isinstance(bridge.take("b", "b-I", "a-I", answer, everybody), Drop)
+    assert bridge.take("a", "a-I", "b-I", end, everybody, 10) == Pass("b")
+    assert list(bridge.crossings) == []
+    assert isinstance(bridge.take("b", "b-I", "a-I", answer, everybody, 10), Drop)
 
 
 def test_good_end_frees_the_bridge_and_concerns_nobody_else() -> None:
     bridge = Bridge("m", 2)
     begun(bridge)
     end = ArcEnd("t", "a-O", "p", None)
-    assert isinstance(bridge.take("a", "a-I", "b-I", end, everybody), Drop)
-    assert bridge.attempts == {}
+    assert isinstance(bridge.take("a", "a-I", "b-I", end, everybody, 10), Drop)
+    assert list(bridge.crossings) == []
 
 
 @pytest.mark.parametrize(
@@ -238,17 +238,17 @@ def test_good_end_frees_the_bridge_and_concerns_nobody_else() -> None:
 def test_what_does_not_pass(sender: str, from_: str, to: str, message: ArcMessage) -> None:
     bridge = Bridge("m", 2)
     begun(bridge)
-    assert isinstance(bridge.take(sender, from_, to, message, everybody), Drop)
-    assert bridge.attempts == {"t": ("a", "b")}
+    assert isinstance(bridge.take(sender, from_, to, message, everybody, 10), Drop)
+    assert list(bridge.crossings) == [(("a", "t"), ("b", "t"))]
 
 
 def test_nothing_passes_to_who_is_not_connected() -> None:
     bridge = Bridge("m", 2)
     message = ArcRequest("t", "a-O", "p", OFFER)
-    assert isinstance(bridge.take("a", "a-I", "b-I", message, lambda _: False), Refuse)
-    assert bridge.attempts == {}
+    assert isinstance(bridge.take("a", "a-I", "b-I", message, lambda _: False, 10), Refuse)
+    assert list(bridge.crossings) == []
     begun(bridge)
-    assert isinstance(bridge.take("a", "a-I", "b-I", message, lambda _: False), Refuse)
+    assert isinstance(bridge.take("a", "a-I", "b-I", message, lambda _: False, 10), Refuse)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"), st.booleans())))
@@ -256,9 +256,9 @@ def test_nobody_begins_or_is_asked_for_too_many(steps: list[tuple[str, str, bool
     bridge = Bridge("m", 2)
     for number, (source, target, forgets) in enumerate(steps):
         begun(bridge, f"t{number}", source, target)
-        if forgets and bridge.attempts:
-            bridge.forget(next(iter(bridge.attempts)))
-        ends = list(bridge.attempts.values())
+        if forgets and bridge.crossings:
+            bridge.crossings.close(next(iter(bridge.crossings))[0])
+        ends = [(opens, accepts) for (opens, _), (accepts, _) in bridge.crossings]
         assert all(source != target for source, target in ends)
         for name in "abcd":
             assert sum(opens == name for opens, _ in ends) <= 2

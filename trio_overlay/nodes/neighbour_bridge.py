@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import trio
 
@@ -11,6 +10,7 @@ from trio_overlay.errors import MalformedFrame
 from trio_overlay.nodes.neighbour_link import Link
 from trio_overlay.nodes.neighbourhood import Neighbourhood
 from trio_overlay.protocol.arcs import Bridge, Drop, Pass, Refuse
+from trio_overlay.protocol.crossings import Crossings
 from trio_overlay.protocol.neighbours import (
     ARCS,
     ArcEnd,
@@ -26,21 +26,26 @@ GRACE = 5.0
 
 
 class Bridging:
-    """The attempts that one protocol bridges, each in mind for its time and no longer."""
+    """The attempts that one protocol bridges, each in mind for its time and no longer.
+
+    What may pass is decided in protocol/arcs.py; what is kept in mind is a table like that of the
+    tree's roads (protocol/crossings.py). Unlike there nobody is told when a neighbour is lost: the
+    originals have no word for it, and what both ends have said before may be enough.
+    """
 
     def __init__(self, hood: Neighbourhood, pid: str) -> None:
         self._hood = hood
         self._pid = pid
         self._bridge = Bridge(hood.peer, hood.max_attempts)
-        self._scopes: dict[str, trio.CancelScope] = {}
 
     def __len__(self) -> int:
-        return len(self._scopes)
+        return len(self.crossings)
 
     @property
-    def attempts(self) -> Mapping[str, tuple[str, str]]:
-        """Who opens and who accepts, by the tid of each attempt."""
-        return self._bridge.attempts
+    def crossings(self) -> Crossings[str]:
+        """Who opens and who accepts, each with the tid of the attempt; now."""
+        self._bridge.crossings.expire(trio.current_time())
+        return self._bridge.crossings
 
     def take(self, link: Link, forward: Forward) -> None:
         """The neighbour on *link* wants a message passed on."""
@@ -52,12 +57,15 @@ class Bridging:
         if message.pid != self._pid:
             logger.info("%r wants the protocol %.80s passed on in another", link, message.pid)
             return
+        now = trio.current_time()
+        self._bridge.crossings.expire(now)
         verdict = self._bridge.take(
             link.peer,
             forward.from_,
             forward.to,
             message,
             lambda peer: self._hood.find_link(peer, self._pid) is not None,
+            expires_at=now + self._hood.attempt_timeout + GRACE,
         )
         match verdict:
             case Pass(peer):
@@ -74,32 +82,12 @@ class Bridging:
                     link.post(self._pid, back)
             case Drop(reason):
                 logger.debug("what %r wants passed on is ignored: %s", link, reason)
-        if message.tid not in self._bridge.attempts:
-            self._forget(message.tid)
-        elif message.tid not in self._scopes:
-            scope = self._scopes[message.tid] = trio.CancelScope()
-            self._hood.nursery.start_soon(self._live, message.tid, scope)
 
     def note_link_end(self, link: Link) -> None:
         """Nothing passes to or from a neighbour that we are not connected to."""
         if self._hood.find_link(link.end, self._pid) is None:
-            for tid, ends in list(self._bridge.attempts.items()):
-                if link.peer in ends:
-                    self._forget(tid)
+            self._bridge.crossings.lose(link.peer)
 
     def leave(self) -> None:
         """Forget all of them."""
-        for tid in list(self._bridge.attempts):
-            self._forget(tid)
-
-    async def _live(self, tid: str, scope: trio.CancelScope) -> None:
-        with scope:
-            await trio.sleep(self._hood.attempt_timeout + GRACE)
-        if self._scopes.get(tid) is scope:
-            self._forget(tid)
-
-    def _forget(self, tid: str) -> None:
-        self._bridge.forget(tid)
-        scope = self._scopes.pop(tid, None)
-        if scope is not None:
-            scope.cancel()
+        self._bridge.crossings.clear()

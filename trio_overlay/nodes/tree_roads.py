@@ -18,6 +18,7 @@ import trio
 from trio_overlay.errors import ConnectionFailed, MalformedFrame
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.protocol.bootstrap import SignalFrame, signal_frame
+from trio_overlay.protocol.crossings import Crossings
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal, is_offer
 from trio_overlay.protocol.tree import (
@@ -30,12 +31,7 @@ from trio_overlay.protocol.tree import (
     Wish,
 )
 from trio_overlay.signaling.bootstrap import Connection, Request
-from trio_overlay.signaling.neighbour_road import (
-    Crossings,
-    NeighbourRoad,
-    answer_over,
-    connect_over,
-)
+from trio_overlay.signaling.neighbour_road import NeighbourRoad, answer_over, connect_over
 
 if TYPE_CHECKING:
     from trio_overlay.nodes.tree import TreeNode
@@ -46,6 +42,10 @@ ROAD_TIMEOUT = 4.0
 """Seconds for a handshake over neighbours; then there are other ways."""
 MAX_SOURCES_EACH = 64
 """Requests for a place that one neighbour may have handed to us at a time."""
+MAX_CROSSINGS = 256
+"""Roads that lead over one node at a time."""
+MAX_CROSSINGS_EACH = 64
+"""Of those, how many one neighbour may have opened."""
 MAX_REASON = 200
 
 
@@ -64,8 +64,10 @@ class Roads:
 
     def __init__(self, node: TreeNode) -> None:
         self._node = node
-        self._crossings: Crossings[TreeChannel] = Crossings()
-        self._crossing_lives: dict[tuple[TreeChannel, str], trio.CancelScope] = {}
+        self._crossings: Crossings[TreeChannel] = Crossings(
+            max_opened=MAX_CROSSINGS_EACH, max_in_all=MAX_CROSSINGS
+        )
+        """The roads of others that lead over this node."""
         self._own: dict[tuple[TreeChannel, str], NeighbourRoad] = {}
         """Those that this node opened, or answers for another purpose than a place."""
         self._sources: dict[str, _Source] = {}
@@ -74,6 +76,7 @@ class Roads:
         """Of the same requests, by whence they came."""
 
     def __len__(self) -> int:
+        self._crossings.expire(trio.current_time())
         return len(self._crossings) + len(self._own) + len(self._sources)
 
     # --- roads of our own -----------------------------------------------------------------
@@ -174,6 +177,7 @@ class Roads:
     # --- frames ---------------------------------------------------------------------------
 
     def take(self, link: TreeChannel, frame: RoadRequest | RoadSignal | RoadEnd) -> None:
+        self._crossings.expire(trio.current_time())
         match frame:
             case RoadRequest():
                 self._take_request(link, frame)
@@ -189,8 +193,8 @@ class Roads:
             if other is link:
                 del self._own[link, name]
                 road.end(reason)
+        self._crossings.expire(trio.current_time())
         for opposite, name in self._crossings.lose(link):
-            self._forget_crossing((opposite, name))
             opposite.post(RoadEnd(name, reason))
         for origin, source in list(self._sources.items()):
             if source.link is link:
@@ -262,8 +266,6 @@ class Roads:
         if road is not None:
             road.end(reason, is_connected=is_connected)
         elif across is not None:
-            self._forget_crossing((link, name))
-            self._forget_crossing(across)
             across[0].post(RoadEnd(across[1], reason[:MAX_REASON], is_connected))
         elif (link, name) in self._origins:
             origin = self._origins[link, name]
@@ -285,24 +287,11 @@ class Roads:
         self, link: TreeChannel, frame: RoadRequest, target: TreeChannel, wish: Wish
     ) -> None:
         end, other = (link, frame.road), (target, self._make_name())
-        if not self._crossings.open(end, other):
+        expires_at = trio.current_time() + self._node.request_timeout
+        if not self._crossings.open(end, other, expires_at):
             link.post(RoadEnd(frame.road, "too many roads lead over this node"))
             return
-        life = self._crossing_lives[end] = trio.CancelScope()
-        self._node._nursery.start_soon(self._let_cross, end, life)
         target.post(RoadRequest(other[1], wish, frame.frame))
-
-    async def _let_cross(self, end: tuple[TreeChannel, str], life: trio.CancelScope) -> None:
-        with life:
-            await trio.sleep(self._node.request_timeout)
-        if self._crossing_lives.get(end) is life:
-            del self._crossing_lives[end]
-            self._crossings.close(end)
-
-    def _forget_crossing(self, end: tuple[TreeChannel, str]) -> None:
-        life = self._crossing_lives.pop(end, None)
-        if life is not None:
-            life.cancel()
 
     def _add_source(self, origin: str, link: TreeChannel, name: str) -> None:
         self._drop_source(origin)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeAlias
 
+from trio_overlay.protocol.crossings import Crossings
 from trio_overlay.protocol.neighbours import (
     INIT,
     ArcEnd,
@@ -278,15 +279,11 @@ class Bridge:
     """
 
     def __init__(self, own_peer: str, max_attempts: int) -> None:
-        self.max_attempts = max_attempts
+        self.crossings: Crossings[str] = Crossings(
+            max_opened=max_attempts, max_accepted=max_attempts
+        )
+        """Who opens and who accepts, each with the tid of the attempt."""
         self._own_peer = own_peer
-        self._attempts: dict[str, tuple[str, str]] = {}
-        """Who opens and who accepts, by tid."""
-
-    @property
-    def attempts(self) -> Mapping[str, tuple[str, str]]:
-        """Who opens and who accepts, by tid; kept in mind until it ends, or `forget` is called."""
-        return MappingProxyType(self._attempts)
 
     def take(
         self,
@@ -295,8 +292,12 @@ class Bridge:
         to: str,
         message: ArcMessage,
         is_connected: Callable[[str], bool],
+        expires_at: float,
     ) -> Pass | Refuse | Drop:
-        """What to do with *message*, which the neighbour *sender* wants to reach the end *to*."""
+        """What to do with *message*, which the neighbour *sender* wants to reach the end *to*.
+
+        An attempt that begins with it is kept until *expires_at*.
+        """
         source, target = peer_of(from_), peer_of(to)
         if source != sender or peer_of(message.peer) != sender:
             return Drop(f"{sender} speaks for {from_} and {message.peer}")
@@ -304,26 +305,23 @@ class Bridge:
             return Drop("the bridge is no end of it")
         if target == sender:
             return Drop("a peer has no arc to itself")
-        known = self._attempts.get(message.tid)
+        here, there = (sender, message.tid), (target, message.tid)
+        is_known = self.crossings.across(here) == there
         match message:
-            case ArcRequest() if known is None:
+            case ArcRequest() if here not in self.crossings and there not in self.crossings:
                 if not is_offer(message.offer):
                     return Drop("it begins nothing")
                 if not is_connected(target):
                     return Refuse(f"{to} is no neighbour of the bridge")
-                counts = Counter(self._attempts.values())
-                begun = sum(n for (opens, _), n in counts.items() if opens == sender)
-                asked = sum(n for (_, accepts), n in counts.items() if accepts == target)
-                if max(begun, asked) >= self.max_attempts:
+                if not self.crossings.open(here, there, expires_at):
                     return Refuse("too many attempts go over this bridge")
-                self._attempts[message.tid] = (sender, target)
                 return Pass(target)
-            case ArcRequest() if known == (sender, target):
+            case ArcRequest() if is_known and self.crossings.has_opened(here):
                 pass
-            case ArcResponse() if known == (target, sender):
+            case ArcResponse() if is_known and self.crossings.has_opened(there):
                 pass
-            case ArcEnd() if known in ((sender, target), (target, sender)):
-                del self._attempts[message.tid]
+            case ArcEnd() if is_known:
+                self.crossings.close(here)
                 if message.reason is None:
                     return Drop("there is an arc, and nobody else needs to know")
             case _:
@@ -331,7 +329,3 @@ class Bridge:
         if not is_connected(target):
             return Refuse(f"{to} is no neighbour of the bridge any more")
         return Pass(target)
-
-    def forget(self, tid: str) -> None:
-        """The time of the attempt *tid* is over, if it is still kept in mind."""
-        self._attempts.pop(tid, None)

@@ -2,14 +2,14 @@
 
 A road leads over one neighbour or several. On each link it passes it has a name, given by whoever
 opened it there, which means something on that link only: so nobody can speak on a road that does
-not lead over it. What is said there is an overlay's business; here is what they have in common.
+not lead over it. What is said there is an overlay's business; here is what both ends need. What
+is kept in mind by those in between is in protocol/crossings.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
 
 import trio
 
@@ -19,13 +19,6 @@ from trio_overlay.protocol.signals import Signal
 from trio_overlay.signaling.bootstrap import Connection, Request
 from trio_overlay.signaling.handshake import shake_hands
 from trio_overlay.signaling.roads import PushedRoad
-
-NeighbourT = TypeVar("NeighbourT", bound=Hashable)
-
-MAX_CROSSINGS = 256
-"""Roads that lead over one node at a time."""
-MAX_CROSSINGS_EACH = 64
-"""Of those, how many one neighbour may have opened."""
 
 
 class NeighbourRoad(PushedRoad):
@@ -80,58 +73,3 @@ async def answer_over(
         if deadline.cancelled_caught:
             raise JoinTimeout(f"{request.origin} did not connect within {timeout:g} s")
         yield Connection(channel, None, request.origin, request.extensions)
-
-
-class Crossings(Generic[NeighbourT]):
-    """The roads that lead over us: where each goes on, in both directions. Pure.
-
-    An end is a neighbour and the road's name on the link to it.
-    """
-
-    def __init__(
-        self, *, max_crossings: int = MAX_CROSSINGS, max_each: int = MAX_CROSSINGS_EACH
-    ) -> None:
-        self._max_crossings = max_crossings
-        self._max_each = max_each
-        self._across: dict[tuple[NeighbourT, str], tuple[NeighbourT, str]] = {}
-        self._opened: dict[NeighbourT, int] = {}
-        self._openers: dict[tuple[NeighbourT, str], NeighbourT] = {}
-
-    def __len__(self) -> int:
-        return len(self._across) // 2
-
-    def open(self, one: tuple[NeighbourT, str], other: tuple[NeighbourT, str]) -> bool:
-        """A road *one* opened goes on at *other*; False if there are too many, or it exists."""
-        opener = one[0]
-        if (
-            one in self._across
-            or other in self._across
-            or one[0] == other[0]
-            or len(self) >= self._max_crossings
-            or self._opened.get(opener, 0) >= self._max_each
-        ):
-            return False
-        self._across[one], self._across[other] = other, one
-        self._openers[one] = self._openers[other] = opener
-        self._opened[opener] = self._opened.get(opener, 0) + 1
-        return True
-
-    def across(self, end: tuple[NeighbourT, str]) -> tuple[NeighbourT, str] | None:
-        """The other end of the road that has this one; None if we know no such road."""
-        return self._across.get(end)
-
-    def close(self, end: tuple[NeighbourT, str]) -> tuple[NeighbourT, str] | None:
-        """The road with this *end* leads over us no more; its other end, who need know."""
-        other = self._across.pop(end, None)
-        if other is not None:
-            del self._across[other], self._openers[other]
-            opener = self._openers.pop(end)
-            self._opened[opener] -= 1
-            if not self._opened[opener]:
-                del self._opened[opener]
-        return other
-
-    def lose(self, neighbour: NeighbourT) -> list[tuple[NeighbourT, str]]:
-        """The *neighbour* is gone, and all roads over it; their other ends, who need know."""
-        ends = [end for end in self._across if end[0] == neighbour]
-        return [other for end in ends if (other := self.close(end)) is not None]

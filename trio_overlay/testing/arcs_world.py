@@ -182,7 +182,7 @@ class ArcsWorld(VirtualWorld):
             for link in hood.links.values():
                 assert link.peer != name, f"{name} has a connection to itself"
             assert len(hood.acceptor.answering) == len(node._answers)
-            begun = Counter(opens for opens, _ in node._bridging.attempts.values())
+            begun = Counter(opens for (opens, _), _ in node._bridging.crossings)
             assert max(begun.values(), default=0) <= hood.max_attempts
 
     def check_quiet(self) -> None:
