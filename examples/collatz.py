@@ -145,7 +145,7 @@ class Volunteer:
             await send(parent, {"want": want})
 
 
-class Employer(Volunteer):
+class Organizer(Volunteer):
     """The root: it has all *chunks* to begin with, and takes part."""
 
     def __init__(self, node: TreeNode, work: Work, chunks: Iterable[Chunk]) -> None:
@@ -213,14 +213,14 @@ async def keep_volunteer(address: str, gone: list[str]) -> None:
             gone.append(f"it did not get in: {error}")
 
 
-async def show_progress(employer: Employer) -> None:
+async def show_progress(organizer: Organizer) -> None:
     while True:
         await trio.sleep(1)
-        count_nodes = 1 + employer.node.snapshot().descendants
-        print(f"{len(employer.results)} of {employer.count_chunks} chunks, {count_nodes} nodes")
+        count_nodes = 1 + organizer.node.snapshot().descendants
+        print(f"{len(organizer.results)} of {organizer.count_chunks} chunks, {count_nodes} nodes")
 
 
-async def employ(chunks: list[Chunk], count_volunteers: int) -> dict[Chunk, Result]:
+async def organize(chunks: list[Chunk], count_volunteers: int) -> dict[Chunk, Result]:
     """The results of all *chunks*, by a root, volunteers in this program, and others that join."""
     gone: list[str] = []
     async with trio.open_nursery() as nursery:
@@ -228,13 +228,13 @@ async def employ(chunks: list[Chunk], count_volunteers: int) -> dict[Chunk, Resu
         async with open_tree_node(server.urls[0], max_degree=2) as node:
             await node.become_root("swordfish")
             print(f"take part: python examples/collatz.py --join {server.urls[0]}")
-            employer = Employer(node, work_in_thread, chunks)
+            organizer = Organizer(node, work_in_thread, chunks)
             started_at = trio.current_time()
-            nursery.start_soon(employer.run)
-            nursery.start_soon(show_progress, employer)
+            nursery.start_soon(organizer.run)
+            nursery.start_soon(show_progress, organizer)
             for _ in range(count_volunteers):
                 nursery.start_soon(keep_volunteer, server.urls[0], gone)
-            await employer.has_all.wait()
+            await organizer.has_all.wait()
             seconds = trio.current_time() - started_at
         nursery.cancel_scope.cancel()
     count_numbers = sum(last - first for first, last in chunks)
@@ -242,7 +242,7 @@ async def employ(chunks: list[Chunk], count_volunteers: int) -> dict[Chunk, Resu
         f"{len(chunks)} chunks in {seconds:.1f} s: {len(chunks) / seconds:.1f} chunks/s, "
         f"{count_numbers / seconds:.0f} numbers/s; {len(gone)} volunteers went meanwhile"
     )
-    return employer.results
+    return organizer.results
 
 
 def main() -> None:
@@ -257,7 +257,7 @@ def main() -> None:
         return
     firsts = range(1, options.below, options.chunk)
     chunks = [(first, min(first + options.chunk, options.below)) for first in firsts]
-    results = trio.run(employ, chunks, options.volunteers)
+    results = trio.run(organize, chunks, options.volunteers)
     steps, start = max(results.values(), key=lambda result: (result[0], -result[1]))
     print(f"of the numbers below {options.below}, {start} takes the most steps: {steps}")
     assert (steps, start) == find_longest((1, options.below))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from examples.collatz import Chunk, Employer, Result, Volunteer, find_longest
+from examples.collatz import Chunk, Organizer, Result, Volunteer, find_longest
 from tests.nodes.test_tree import until
 from tests.world import SECRET, World, open_world
 from trio_overlay import Message, OutcomeError, TreeNode
@@ -47,12 +47,12 @@ class Office:
         await trio.sleep(self.rng.uniform(0.2, 1.0))
         return find_longest(chunk)
 
-    async def employ(self) -> Employer:
+    async def organize(self) -> Organizer:
         """The root, at work from now on."""
         root: TreeNode = await self._nursery.start(self._be_root)
-        employer = Employer(root, self.work, CHUNKS)
-        self._nursery.start_soon(employer.run)
-        return employer
+        organizer = Organizer(root, self.work, CHUNKS)
+        self._nursery.start_soon(organizer.run)
+        return organizer
 
     async def _be_root(self, *, task_status: trio.TaskStatus[TreeNode]) -> None:
         async with self.world.node("root", max_degree=2) as root:
@@ -113,12 +113,12 @@ async def test_without_churn_every_node_takes_part_and_no_chunk_is_worked_on_twi
     async with open_office(1) as office:
         for _ in range(9):
             office.hire()
-        employer = await office.employ()
+        organizer = await office.organize()
         with trio.fail_after(60):
-            await employer.has_all.wait()
-        assert employer.results == EXPECTED
+            await organizer.has_all.wait()
+        assert organizer.results == EXPECTED
         assert set(office.worked_on.values()) == {1}
-        everybody = [employer, *office.volunteers.values()]
+        everybody = [organizer, *office.volunteers.values()]
         assert len(everybody) == 10
         assert all(volunteer.count_worked_on > 1 for volunteer in everybody)
         for volunteer in everybody:
@@ -132,17 +132,17 @@ async def live_through_churn(seed: int) -> None:
     async with open_office(seed) as office:
         for _ in range(9):
             office.hire()
-        employer = await office.employ()
+        organizer = await office.organize()
         await trio.sleep(1)
         for _ in range(7):
             await trio.sleep(office.rng.uniform(0.3, 2))
             if office.volunteers:
                 office.lose()
             office.hire()
-        assert not employer.has_all.is_set()
+        assert not organizer.has_all.is_set()
         with trio.fail_after(60):
-            await employer.has_all.wait()
-        assert employer.results == EXPECTED
+            await organizer.has_all.wait()
+        assert organizer.results == EXPECTED
         await trio.sleep(5)  # until no server waits for one that has crashed
         assert office.worked_on.keys() == EXPECTED.keys()
 
@@ -155,7 +155,7 @@ def test_no_chunk_is_lost_or_counted_twice_while_nodes_come_and_go(seed: int) ->
 @virtual_test
 async def test_a_result_counts_once_and_spares_the_work_whoever_brings_it() -> None:
     async with open_office(1) as office:
-        employer = await office.employ()
+        organizer = await office.organize()
         office.hire()
         await until(lambda: office.volunteers)
         (volunteer,) = office.volunteers.values()
@@ -166,12 +166,12 @@ async def test_a_result_counts_once_and_spares_the_work_whoever_brings_it() -> N
             for chunk in CHUNKS:
                 await parent.send({"result": [chunk, [7, 7]]})
         with trio.fail_after(60):
-            await employer.has_all.wait()
-        counted = dict(employer.results)
+            await organizer.has_all.wait()
+        counted = dict(organizer.results)
         assert counted.keys() == EXPECTED.keys()
         assert list(counted.values()).count((7, 7)) >= len(CHUNKS) - 10
         await trio.sleep(5)  # what was in work is brought meanwhile
-        assert employer.results == counted
+        assert organizer.results == counted
         assert len(office.worked_on) <= 10
 
 
@@ -180,7 +180,7 @@ async def test_a_node_whose_parent_crashed_goes_on_with_the_next_and_owes_the_fo
     None
 ):
     async with open_office(1) as office:
-        employer = await office.employ()
+        organizer = await office.organize()
         for _ in range(6):
             office.hire()
         await until(lambda: len(office.volunteers) == 6)
@@ -201,27 +201,27 @@ async def test_a_node_whose_parent_crashed_goes_on_with_the_next_and_owes_the_fo
         await until(lambda: lower.count_worked_on >= count + 5, 20)
         del office.volunteers[upper]
         with trio.fail_after(60):
-            await employer.has_all.wait()
-        assert employer.results == EXPECTED
+            await organizer.has_all.wait()
+        assert organizer.results == EXPECTED
 
 
 @virtual_test
 async def test_what_a_former_child_wants_is_not_lent_to_it() -> None:
     async with open_office(1) as office:
-        employer = await office.employ()
+        organizer = await office.organize()
         office.hire()
-        await until(lambda: employer.node.children)
-        (child,) = employer.node.children.values()
-        await until(lambda: employer._lent.get(child))
+        await until(lambda: organizer.node.children)
+        (child,) = organizer.node.children.values()
+        await until(lambda: organizer._lent.get(child))
         office.lose()
-        await until(lambda: not employer.node.children, 10)
+        await until(lambda: not organizer.node.children, 10)
         await trio.sleep(1)
-        employer._take(Message(child, {"want": 3}, is_parent=False))
-        await employer._share()
-        assert child not in employer._lent
+        organizer._take(Message(child, {"want": 3}, is_parent=False))
+        await organizer._share()
+        assert child not in organizer._lent
         with trio.fail_after(300):
-            await employer.has_all.wait()
-        assert employer.results == EXPECTED
+            await organizer.has_all.wait()
+        assert organizer.results == EXPECTED
 
 
 @pytest.mark.webrtc

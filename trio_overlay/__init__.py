@@ -78,7 +78,7 @@ from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_casts import CastMessage
-from trio_overlay.nodes.tree_channel import Message, TreeChannel
+from trio_overlay.nodes.tree_channel import Heartbeat, Message, TreeChannel
 from trio_overlay.nodes.tree_events import (
     ChildClose,
     ChildConnect,
@@ -87,6 +87,7 @@ from trio_overlay.nodes.tree_events import (
     ParentClose,
     ParentConnect,
     ParentError,
+    PathChange,
 )
 from trio_overlay.nodes.tree_gathers import Gathered
 from trio_overlay.nodes.tree_snapshots import NodeSnapshot, TreeSnapshot, ask_tree_snapshot
@@ -119,6 +120,7 @@ __all__ = [
     "Event",
     "Frame",
     "Gathered",
+    "Heartbeat",
     "IceServer",
     "IdTaken",
     "Identity",
@@ -141,6 +143,7 @@ __all__ = [
     "ParentClose",
     "ParentConnect",
     "ParentError",
+    "PathChange",
     "Peer",
     "PeerConnected",
     "PeerConnection",
