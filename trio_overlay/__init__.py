@@ -43,6 +43,7 @@ from trio_overlay.errors import (
     UsageError,
 )
 from trio_overlay.nodes.datagram import RelayAddress, RelaySocket, open_relay_socket
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbours import (
     ArcClose,
     ArcFail,

@@ -52,9 +52,10 @@ class Neighbourhoods:
     async def open(
         self, name: str, *, pid: str = "test", **options: Any
     ) -> AsyncIterator[Neighbours]:
-        async with open_neighbours(
-            pid, peer=name, network=self.network.host(name), rng=random.Random(name), **options
-        ) as node:
+        # Signs of life are for tests of them; the others have minutes in which nothing is said.
+        options = {"heartbeat": None, "rng": random.Random(name)} | options
+        network = self.network.host(name)
+        async with open_neighbours(pid, peer=name, network=network, **options) as node:
             self.nodes[name] = node
             try:
                 yield node

@@ -37,7 +37,9 @@ class Samplings:
 
     @asynccontextmanager
     async def open(self, name: str, **more: Any) -> AsyncIterator[Sampling]:
-        options: Any = {"interval": INTERVAL, "rng": random.Random(name)} | more
+        # Signs of life are for tests of them; in these there are hours in which nothing is said.
+        defaults = {"interval": INTERVAL, "rng": random.Random(name), "heartbeat": None}
+        options: Any = defaults | more
         async with open_sampling(peer=name, network=self.network.host(name), **options) as node:
             self.nodes[name] = node
             try:

@@ -21,6 +21,7 @@ from trio_overlay.errors import (
     PeerNotFound,
     UsageError,
 )
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbour_ways import Carry
 from trio_overlay.nodes.neighbours import ArcClose, ArcFail, ArcOpen
 from trio_overlay.protocol.broker import PeerSignal
@@ -356,7 +357,14 @@ async def test_leaving_is_noticed_at_once_and_everything_says_so_afterwards(
 
 @pytest.mark.parametrize(
     "options",
-    [{"attempt_timeout": 0}, {"keep_timeout": -1}, {"max_attempts": 0}, {"pid": ""}],
+    [
+        {"attempt_timeout": 0},
+        {"keep_timeout": -1},
+        {"max_attempts": 0},
+        {"heartbeat": Heartbeat(0, 1)},
+        {"heartbeat": Heartbeat(2, 2)},
+        {"pid": ""},
+    ],
     ids=str,
 )
 async def test_options_are_checked(options: dict[str, Any], autojump_clock: MockClock) -> None:

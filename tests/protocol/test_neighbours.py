@@ -15,6 +15,7 @@ from trio_overlay.protocol.neighbours import (
     ArcEnd,
     ArcRequest,
     ArcResponse,
+    Beat,
     ConnectTo,
     Credit,
     Direct,
@@ -76,6 +77,7 @@ def test_our_frames_have_the_keys_of_the_originals_in_their_order() -> None:
         Direct(),
         Disconnect("t"),
         Credit(4096),
+        Beat(asks=True),
         Application({"type": "MSomethingElse", "tid": 7}),
         Application({"type": ["MDirect"]}),
         Application(None),
@@ -86,7 +88,9 @@ def test_payload_survives_the_wire(payload: Payload) -> None:
     assert decode_payload(encode_payload(payload)) == payload
 
 
-@pytest.mark.parametrize("payload", [Disconnect("t"), Credit(7), ArcEnd("t", "a", "p", None)])
+@pytest.mark.parametrize(
+    "payload", [Disconnect("t"), Credit(7), Beat(False), ArcEnd("t", "a", "p", None)]
+)
 def test_extensions_of_who_named_none_are_messages_of_the_application(payload: Payload) -> None:
     value = encode_payload(payload)
     assert decode_payload(value, frozenset()) == Application(value)
@@ -129,6 +133,8 @@ def test_what_is_no_frame_is_refused(frame: str | bytes) -> None:
         {"type": "MDisconnect"},
         {"type": "MCredit", "size": True},
         {"type": "MCredit", "size": 0},
+        {"type": "MBeat"},
+        {"type": "MBeat", "asks": 1},
     ],
     ids=str,
 )

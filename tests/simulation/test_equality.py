@@ -14,8 +14,8 @@ import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
-from trio_overlay.nodes.tree_channel import Heartbeat
 from trio_overlay.protocol.branch import PlaceRule, hash_place, make_node_id
 from trio_overlay.protocol.switchboard import seeded_identifiers
 from trio_overlay.signaling.server import SignalingServer

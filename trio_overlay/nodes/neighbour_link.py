@@ -14,11 +14,14 @@ import trio
 
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import MessageTooLarge, ProtocolError
+from trio_overlay.errors import ConnectionFailed, MessageTooLarge, ProtocolError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
+    BEAT,
     CREDIT,
     Application,
+    Beat,
     ConnectTo,
     Credit,
     Direct,
@@ -47,6 +50,8 @@ MAX_POSTED = 1000
 MAX_POSTED_FOR_OTHERS = 800
 """How full that queue may be for something to be put there that is passed on for others."""
 CLOSE_TIMEOUT = 2.0
+BEAT_PID = "-"
+"""What signs of life are said in, which are no protocol's; only to those who understand them."""
 
 OnPayload: TypeAlias = Callable[["Link", str, Payload, int], None]
 """Called with the link, the pid, what was said, and the bytes it counts for."""
@@ -57,7 +62,8 @@ OnEnd: TypeAlias = Callable[["Link"], None]
 class Link:
     """A connection to `end`, from when both were sure of it to its end: see `run`.
 
-    It ends by itself when no arc has been on it for *keep_timeout* seconds.
+    It ends by itself when no arc has been on it for *keep_timeout* seconds, or when a neighbour of
+    ours has given no sign of life, though asked for one, for as long as *heartbeat* says.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Link:
         *,
         extensions: frozenset[str],
         keep_timeout: float,
+        heartbeat: Heartbeat | None,
         on_payload: OnPayload,
         on_end: OnEnd,
     ) -> None:
@@ -85,6 +92,8 @@ class Link:
         """The protocols of which the other peer has spoken: the originals die of any other."""
         self._channel = channel
         self._keep_timeout = keep_timeout
+        self._heartbeat = heartbeat
+        self._heard_at = trio.current_time()
         self._on_payload = on_payload
         self._on_end = on_end
         self._unread = 0  # bytes in the node's streams
@@ -209,6 +218,8 @@ class Link:
                 async with open_background_nursery() as nursery:
                     nursery.start_soon(self._write_posted)
                     nursery.start_soon(self._expire)
+                    if self._heartbeat is not None and BEAT in self.extensions:
+                        nursery.start_soon(self._watch, self._heartbeat)
                     await self._read_frames()
         finally:
             self.end_nowait("the node left")
@@ -225,10 +236,28 @@ class Link:
         if self._keeping.cancelled_caught:
             self.end_nowait(f"no arc has been here for {self._keep_timeout:g} s")
 
+    async def _watch(self, heartbeat: Heartbeat) -> None:
+        """Ask for a sign of life when there was none for a while, and end when none comes."""
+        asked_at = -math.inf
+        while True:
+            # Asked once for each silence: nothing gets lost on a channel.
+            has_asked = asked_at > self._heard_at
+            seconds = heartbeat.timeout if has_asked else heartbeat.interval
+            await trio.sleep_until(self._heard_at + seconds)
+            if trio.current_time() < self._heard_at + seconds:
+                continue  # it was heard meanwhile
+            if has_asked:
+                reason = f"no sign of life for {heartbeat.timeout:g} s"
+                self.end_nowait(reason, ConnectionFailed(reason))
+                return
+            self.post(BEAT_PID, Beat(asks=True))
+            asked_at = trio.current_time()
+
     async def _read_frames(self) -> None:
         while True:
             try:
                 frame = await self._channel.receive()
+                self._heard_at = trio.current_time()
                 self._take(frame)
             except trio.EndOfChannel:
                 self.end_nowait(self._channel.close_reason or "closed by the neighbour")
@@ -251,6 +280,9 @@ class Link:
                         self._on_the_way -= read
                         self._credit_came.set()
                         self._credit_came = trio.Event()
+                    case Beat(asks):
+                        if asks:
+                            self.post(BEAT_PID, Beat(asks=False))
                     case Application():
                         self._on_payload(self, pid, payload, max(len(frame), MIN_COST))
                     case _:

@@ -17,6 +17,7 @@ from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.network import Network
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import UsageError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbour_link import Link
 from trio_overlay.protocol.arcs import Acceptor, ArcTable
 from trio_overlay.protocol.neighbours import ARCS, Disconnect, Payload, Side, peer_of
@@ -61,6 +62,7 @@ class Neighbourhood:
         attempt_timeout: float,
         keep_timeout: float,
         max_attempts: int,
+        heartbeat: Heartbeat | None,
     ) -> None:
         self.peer = peer
         self.network = network
@@ -81,6 +83,7 @@ class Neighbourhood:
         """Set when everything is closed."""
         self._rng = rng
         self._keep_timeout = keep_timeout
+        self._heartbeat = heartbeat
         self._life = trio.CancelScope(shield=True)
         self._entering: set[trio.CancelScope] = set()
         self._count_links = 0
@@ -142,6 +145,7 @@ class Neighbourhood:
             end,
             extensions=extensions,
             keep_timeout=self._keep_timeout,
+            heartbeat=self._heartbeat,
             on_payload=self._take,
             on_end=self._note_end,
         )

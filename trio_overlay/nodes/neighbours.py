@@ -27,6 +27,7 @@ from trio_overlay.errors import (
     PeerNotFound,
     UsageError,
 )
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbour_answers import Answers
 from trio_overlay.nodes.neighbour_attempts import Attempts
 from trio_overlay.nodes.neighbour_bridge import Bridging
@@ -44,6 +45,7 @@ from trio_overlay.protocol.neighbours import (
     ArcMessage,
     ArcRequest,
     ArcResponse,
+    Beat,
     ConnectTo,
     Credit,
     Direct,
@@ -63,6 +65,7 @@ KEEP_TIMEOUT = 60.0
 RETRIES = 5
 RETRY_DELAY = 1.0
 """Seconds that each retry of a `send` waits for a connection to come up."""
+HEARTBEAT = Heartbeat(interval=2.0, timeout=8.0)
 MAX_ATTEMPTS = 32
 """Attempts at a time for each neighbour: those it has us begin, answer, and bridge, each."""
 
@@ -133,6 +136,7 @@ async def open_neighbours(
     attempt_timeout: float = ATTEMPT_TIMEOUT,
     keep_timeout: float = KEEP_TIMEOUT,
     max_attempts: int = MAX_ATTEMPTS,
+    heartbeat: Heartbeat | None = HEARTBEAT,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Neighbours]:
     """A peer of the protocol *pid*, without any neighbour yet.
@@ -144,16 +148,22 @@ async def open_neighbours(
     kept for *keep_timeout* seconds. For each neighbour at most *max_attempts* are begun at its
     wish, answered, and bridged at a time.
 
+    A neighbour of ours that was silent for the interval of *heartbeat* is asked for a sign of life,
+    and its connection closed when it was silent for the timeout. Without a *heartbeat*, and where
+    one of the originals is the neighbour, only the network notices (aiortc after 30 s).
+
     Leaving the context says farewell and closes everything that was opened, at once.
 
-    ValueError: a timeout not above 0, *max_attempts* less than 1, or *pid* or *peer* not 1 to 250
-    characters long.
+    ValueError: a timeout not above 0, *max_attempts* less than 1, a *heartbeat* whose interval is
+    not above 0 and below its timeout, or *pid* or *peer* not 1 to 250 characters long.
     """
     for name, value in (("attempt_timeout", attempt_timeout), ("keep_timeout", keep_timeout)):
         if not value > 0:
             raise ValueError(f"{name} is above 0 seconds, not {value}")
     if max_attempts < 1:
         raise ValueError(f"max_attempts is at least 1, not {max_attempts}")
+    if heartbeat is not None and not 0 < heartbeat.interval < heartbeat.timeout:
+        raise ValueError(f"an interval is above 0 s and below the timeout, not as in {heartbeat}")
     # Who can guess the tid of an attempt can put in signals of their own.
     rng = rng or random.SystemRandom()
     hood = Neighbourhood(
@@ -163,6 +173,7 @@ async def open_neighbours(
         attempt_timeout=attempt_timeout,
         keep_timeout=keep_timeout,
         max_attempts=max_attempts,
+        heartbeat=heartbeat,
     )
     node = Neighbours(hood, _checked_name("pid", pid))
     async with open_background_nursery() as nursery:
@@ -462,7 +473,7 @@ class Neighbours:
             case Disconnect(tid):
                 if self._hood.arcs.arcs_of(link.number).get(tid) == self.pid:
                     self._hood.remove_arc(link, tid, "removed by the neighbour", tell=False)
-            case Credit():
+            case Credit() | Beat():
                 raise AssertionError("the link takes those")
 
     def note_arc(self, link: Link) -> None:

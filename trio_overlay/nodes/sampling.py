@@ -23,8 +23,10 @@ from trio_overlay.channels.internet import IceServer
 from trio_overlay.channels.network import Network
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import MalformedFrame, OutcomeError, OverlayError, PeerNotFound, UsageError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbours import (
     ATTEMPT_TIMEOUT,
+    HEARTBEAT,
     ArcFail,
     Neighbours,
     Received,
@@ -102,6 +104,7 @@ async def open_sampling(
     peer: str | None = None,
     ice_servers: Iterable[IceServer] = (),
     network: Network | None = None,
+    heartbeat: Heartbeat | None = HEARTBEAT,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Sampling]:
     """A peer that samples its network, and knows nobody yet: call `Sampling.join`, or be joined.
@@ -114,7 +117,7 @@ async def open_sampling(
 
     *neighbours* is the protocol whose arcs these are; its events and messages are ours to read, and
     its pid is the network's. By default a peer is opened for it, with the original's pid; *peer*,
-    *ice_servers* and *network* are as for `open_neighbours`.
+    *ice_servers*, *network* and *heartbeat* are as for `open_neighbours`.
 
     Leaving the context leaves the network at once, as a crash would, but noticed; `Sampling.leave`
     mends it before.
@@ -133,6 +136,7 @@ async def open_sampling(
                 peer=peer,
                 ice_servers=ice_servers,
                 network=network,
+                heartbeat=heartbeat,
                 rng=arcs_rng,
             )
             neighbours = await stack.enter_async_context(opening)

@@ -24,11 +24,11 @@ from trio_overlay.errors import (
     OutcomeError,
     UsageError,
 )
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_channel import (
     WINDOW,
-    Heartbeat,
     Message,
     TreeChannel,
     TreeOnly,

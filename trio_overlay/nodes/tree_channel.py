@@ -26,6 +26,7 @@ from trio_overlay.errors import (
     OutcomeError,
     ProtocolError,
 )
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.protocol.ancestry import Descent, Number
 from trio_overlay.protocol.cast_frames import CastFrame
@@ -89,14 +90,6 @@ TreeOnly: TypeAlias = (
     | PullUp
 )
 """Frames that are about the tree, and so the node's business and not the channel's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """How often to give a sign of life, and how long to wait for one; in seconds."""
-
-    interval: float = 1.0
-    timeout: float = 2.8
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream
-from trio_overlay.nodes.tree_channel import Heartbeat, Message, TreeChannel, TreeOnly
+from trio_overlay.nodes.tree_channel import Message, TreeChannel, TreeOnly
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.tree import (
     ROADS,

@@ -24,8 +24,10 @@ ARCS = "arcs"
 """The extension of those who name arcs: they say when one is removed or an attempt given up."""
 CREDIT = "credit"
 """The extension of those who count what they send and are told what was read."""
+BEAT = "beat"
+"""The extension of those who give a sign of life when they are asked for one."""
 
-EXTENSIONS = frozenset({ARCS, CREDIT})
+EXTENSIONS = frozenset({ARCS, CREDIT, BEAT})
 """What a peer of this package says it understands."""
 
 INIT = "init"
@@ -158,13 +160,22 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """The sender is alive; if it `asks`, it wants to hear that we are. Extension `BEAT`."""
+
+    asks: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """Anything else: a message of the application."""
 
     data: JSON
 
 
-Payload: TypeAlias = ArcMessage | ConnectTo | Forward | Direct | Disconnect | Credit | Application
+Payload: TypeAlias = (
+    ArcMessage | ConnectTo | Forward | Direct | Disconnect | Credit | Beat | Application
+)
 
 RESERVED = frozenset(
     {
@@ -177,6 +188,7 @@ RESERVED = frozenset(
         "MArcEnd",
         "MDisconnect",
         "MCredit",
+        "MBeat",
     }
 )
 """Types of payloads that are not the application's."""
@@ -267,6 +279,11 @@ def decode_payload(value: JSON, extensions: frozenset[str] = EXTENSIONS) -> Payl
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise MalformedFrame("the size of an MCredit is a positive number")
             return Credit(size)
+        case "MBeat" if BEAT in extensions:
+            asks = value.get("asks")
+            if not isinstance(asks, bool):
+                raise MalformedFrame("the asks of an MBeat is true or false")
+            return Beat(asks)
     return Application(value)
 
 
@@ -286,6 +303,8 @@ def encode_payload(payload: Payload) -> JSON:
             return {"tid": tid, "type": "MDisconnect"}
         case Credit(size):
             return {"size": size, "type": "MCredit"}
+        case Beat(asks):
+            return {"asks": asks, "type": "MBeat"}
         case Application(data):
             return data
 

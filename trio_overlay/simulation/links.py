@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Final, Protocol
 
 from trio_overlay.errors import UsageError
-from trio_overlay.nodes.tree_channel import Heartbeat
+from trio_overlay.nodes.heartbeat import Heartbeat
 
 SERVER: Final = -1
 """The bootstrap server's number; nodes count from 0, which is the root."""

@@ -11,6 +11,7 @@ import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbours import Neighbours, open_neighbours
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import Side, peer_of
@@ -21,6 +22,8 @@ from trio_overlay.testing.signaling import AUTHORITY, SECRET
 from trio_overlay.testing.world import VirtualWorld
 
 GATE = "gate"
+CALM_HEARTBEAT = 30
+"""Seconds between signs of life where nobody falls silent: they cost more than all else."""
 MAX_CARRY_DELAY = 0.2
 """Seconds that a message between two nodes takes when the application carries it."""
 
@@ -29,8 +32,9 @@ class ArcsWorld(VirtualWorld):
     """A gate, to which nodes open their first arc through the server, and whoever comes by it.
 
     Settings, besides those of every world: ``attempt_timeout`` (10) and ``keep_timeout`` (4),
-    both in seconds, and ``loss`` (0), the probability that a signal, or a message that the
-    application carries, gets lost, and that a handshake comes to nothing.
+    ``heartbeat`` (5), the silence after which a neighbour is asked for a sign of life, all in
+    seconds, and ``loss`` (0), the probability that a signal, or a message that the application
+    carries, gets lost, and that a handshake comes to nothing.
 
     *pid* is the protocol of the arcs.
     """
@@ -42,6 +46,7 @@ class ArcsWorld(VirtualWorld):
         self.pid = pid
         self.attempt_timeout = float(settings.get("attempt_timeout", "10"))
         self.keep_timeout = float(settings.get("keep_timeout", "4"))
+        self.heartbeat = float(settings.get("heartbeat", "5"))
         self.loss = float(settings.get("loss", "0"))
         self.nodes: dict[str, Neighbours] = {}
         """Those that are open, the gate among them, oldest first."""
@@ -105,6 +110,7 @@ class ArcsWorld(VirtualWorld):
             network=self.network.host(name),
             attempt_timeout=self.attempt_timeout,
             keep_timeout=self.keep_timeout,
+            heartbeat=Heartbeat(self.heartbeat, 2 * self.heartbeat),
             rng=random.Random(f"{self.seed} {name}"),
         )
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from trio_overlay.testing.arcs_world import GATE
+from trio_overlay.testing.arcs_world import CALM_HEARTBEAT, GATE
 from trio_overlay.testing.machine import StoryMachine, picks
 from trio_overlay.testing.sampling_world import SamplingWorld
 
@@ -43,7 +43,8 @@ class SamplingMachine(StoryMachine[SamplingWorld]):
     )
     def begin(self, seed: int, loss: float, b: int, count: int) -> None:
         """Once upon a time there was a gate, and some who knew each other by it."""
-        self.begin_story({"seed": seed, "loss": loss if self.has_faults else 0, "b": b})
+        calm = {} if self.has_faults else {"heartbeat": CALM_HEARTBEAT}
+        self.begin_story({"seed": seed, "loss": loss if self.has_faults else 0, "b": b, **calm})
         for _ in range(count):
             self._count_names += 1
             self.tell(f"n{self._count_names}", "joins")

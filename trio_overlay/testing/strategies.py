@@ -364,6 +364,7 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
     st.just(Direct()),
     st.builds(Disconnect, tids),
     st.builds(neighbours.Credit, st.integers(1, 2**20)),
+    st.builds(neighbours.Beat, st.booleans()),
     json_values(5).filter(lambda data: not is_reserved(data)).map(Application),
 )
 

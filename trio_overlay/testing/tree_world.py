@@ -14,8 +14,9 @@ import trio
 
 from trio_overlay.channels.memory import MemoryChannel
 from trio_overlay.errors import OutcomeError
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.tree import LEAVE_TIMEOUT, TreeNode, open_tree_node
-from trio_overlay.nodes.tree_channel import Heartbeat, TreeChannel
+from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.protocol.filling import same
 from trio_overlay.testing.determinism import SteppedRun
 from trio_overlay.testing.history import History
