@@ -79,7 +79,7 @@ from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_casts import CastMessage
-from trio_overlay.nodes.tree_channel import Heartbeat, Message, TreeChannel
+from trio_overlay.nodes.tree_channel import Message, TreeChannel
 from trio_overlay.nodes.tree_events import (
     ChildClose,
     ChildConnect,
