@@ -7,11 +7,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+from hypothesis import settings
 from trio.testing import MockClock
 
 from tests.nodes.test_tree import enter_child, enter_root, until
 from tests.nodes.test_tree_moving import ids
 from tests.world import SECRET, World, open_world
+from trio_overlay.errors import ServerUnreachable
 from trio_overlay.nodes.tree import TreeNode
 from trio_overlay.protocol.filling import same
 from trio_overlay.testing import virtual_test
@@ -37,6 +39,15 @@ async def grow(
 def crash(world: World, nodes: dict[str, TreeNode], name: str) -> None:
     world.network.crash(name, noticed_after=30)
     nodes.pop(name).close()
+
+
+def choose_victim(nodes: dict[str, TreeNode], number: int, rng: random.Random) -> str:
+    """Whose turn it is: a child of the root's, a lowest parent, one in between, a leaf; anybody."""
+    by_depth = sorted(nodes, key=lambda name: len(nodes[name].path))
+    inner = [name for name in by_depth if nodes[name].children_count]
+    if number < 4:
+        return [inner[0], inner[-1], inner[len(inner) // 2], by_depth[-1]][number]
+    return rng.choice(by_depth)
 
 
 async def test_orphans_are_taken_by_their_grandparent_and_their_heir_without_a_server(
@@ -68,20 +79,28 @@ async def test_orphans_are_taken_by_their_grandparent_and_their_heir_without_a_s
 
 @virtual_test
 async def test_tree_of_a_hundred_heals_from_single_crashes_without_a_server() -> None:
+    """Whoever it is but the root: a child of the root's, a lowest parent, one in between, a leaf.
+
+    `HYPOTHESIS_PROFILE=long` goes on, one after another, until half of the nodes are gone.
+    """
+    count = 50 if settings().max_examples > 1_000 else 4
     async with open_world(latency=0.03) as world, AsyncExitStack() as stack:
         root, nodes = await grow(world, stack, 100, 4)
         world.stop_server()
         rng = random.Random(1)
-        for _ in range(3):
-            inner = [name for name, node in nodes.items() if node.children_count]
-            name = rng.choice(inner)
-            crash(world, nodes, name)
+        for number in range(count):
+            crash(world, nodes, choose_victim(nodes, number, rng))
             await trio.sleep(3)  # by then it is noticed
             await until(lambda: all(n.path[:1] == (root.id,) for n in nodes.values()), 7)
             await trio.sleep(6)
-        assert len(nodes) == 97
+            paths = {node.path for node in (root, *nodes.values())}
+            assert all(path[:-1] in paths for path in paths - {root.path}), "one tree"
+        assert len(nodes) == 100 - count
         depths = [len(node.path) for node in nodes.values()]
         assert max(depths) <= 8
+        with pytest.raises(ServerUnreachable):  # that it is down is no mistake of the test
+            async with world.client("late") as client, client.connect():
+                pass
         # What it costs: one connection for each node, with two ends.
         held = [node._standby.count_links for node in (root, *nodes.values())]
         assert sum(held) <= 2 * len(nodes)
