@@ -79,7 +79,9 @@ async def test_exchanges_mix_the_views_and_keep_all_arcs() -> None:
             town.check_quiet()
             for name, node in town.nodes.items():
                 seen[name] |= set(node.view)
-        assert sum(len(peers) for peers in seen.values()) > 50  # of 90
+        # Views that stay as they are show no more than there are arcs; with 20 seeds each of the
+        # town and of the scheduler it was at least 1.9 times as many.
+        assert sum(len(peers) for peers in seen.values()) > 1.5 * arcs
 
 
 @virtual_test
