@@ -152,6 +152,8 @@ async def test_the_procfile_and_app_json_start_a_server_as_they_say() -> None:
     program, subcommand, *arguments = shlex.split(command)
     assert (kind, program) == ("web", "trio-overlay")
     assert app["formation"][kind]["quantity"] == 1  # of several, each would have its own prospects
+    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["."]  # what is installed there
     assert app["name"]
     assert app["description"]
     assert [name for name, each in app["env"].items() if each["generator"] == "secret"] == list(
