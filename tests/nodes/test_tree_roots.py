@@ -57,6 +57,7 @@ async def test_root_that_stands_by_takes_over_within_five_seconds_of_the_others_
             world.network.crash("root", noticed_after=30)
         died_at = trio.current_time()
         await until(lambda: second.is_root, 5)
+        assert isinstance(past_events(second)[-1], ParentClose | PathChange)  # it is told
         await until(lambda: all_below(second, nodes), 10)
         assert trio.current_time() - died_at < 10
         await enter_child(world, stack, "late")
@@ -105,16 +106,21 @@ async def test_restarted_server_finds_its_root_again_and_not_another(
         first = await enter_root(world, stack, max_degree=3)
         second = await enter_standby(world, stack)
         await until(lambda: second.parent)
+
+        async def restart_server(active: TreeNode, standing_by: TreeNode) -> None:
+            for _ in range(5):
+                world.stop_server()
+                await trio.sleep(7)
+                await world.start_server()
+                await trio.sleep(10)
+                assert active.is_root
+                assert standing_by.path == ids(active, standing_by)
+
+        await restart_server(first, second)
         await first.aclose()
         await until(lambda: second.is_root)
         third = await enter_standby(world, stack, "third")
-        for _ in range(5):
-            world.stop_server()
-            await trio.sleep(7)
-            await world.start_server()
-            await trio.sleep(10)
-            assert second.is_root
-            assert third.path == ids(second, third)
+        await restart_server(second, third)
         await enter_child(world, stack, "a")
 
 

@@ -29,6 +29,7 @@ from trio_overlay.protocol.bootstrap import (
 )
 from trio_overlay.protocol.signals import is_offer
 from trio_overlay.protocol.switchboard import (
+    RETURN_TIMEOUT,
     Action,
     Client,
     Close,
@@ -291,6 +292,27 @@ def test_of_those_who_come_back_to_a_restarted_server_the_last_that_was_active_i
     house.ours("c", 1)
     house.ours("d")
     assert house.switchboard.root is newer
+
+
+def test_who_is_first_at_a_restarted_server_gives_way_to_who_was_active_before() -> None:
+    house = House()
+    house.wait(100)
+    standby, _ = house.ours("standby")
+    assert house.switchboard.root is standby
+    house.wait(RETURN_TIMEOUT - 1)
+    house.ours("another")
+    active, told = house.ours("active", 1)
+    assert house.switchboard.root is active
+    assert (active, Role(True, 2, 2)) in told
+    assert (standby, Role(False, 2, 2)) in told
+
+
+def test_who_was_active_at_a_server_since_its_restart_stays_so() -> None:
+    house = House()
+    standby, _ = house.ours("standby")
+    house.wait(RETURN_TIMEOUT + 1)
+    house.ours("active", 1)
+    assert house.switchboard.root is standby
 
 
 def test_requests_are_held_for_a_moment_and_given_in_order_to_a_root_that_comes() -> None:

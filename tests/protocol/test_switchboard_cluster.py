@@ -474,7 +474,8 @@ class AnyTown(RuleBasedStateMachine):
     @invariant()
     def what_is_held_is_bounded(self) -> None:
         for board in self.town.boards.values():
-            assert (board._held_size == 0) == (board.count_held == 0)
+            kept = (*board._held.values(), *board._open.values())
+            assert board._held_size == sum(each.size for each in kept)
             own = [root for root in board._roots if root.server == board.tag]
             assert all(root in self.roots for root in own)
             if board.root is not None and board._is_reachable(board.root):

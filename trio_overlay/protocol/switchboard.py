@@ -74,6 +74,9 @@ ASKER_GRACE: Final = 10.0
 MAX_FRAME_SIZE: Final = 2**20
 """What is longer than this is passed on to nobody."""
 
+RETURN_TIMEOUT: Final = 10.0
+"""Seconds within which all roots are back at a server that has restarted: they dial every 5 s."""
+
 _EXTENSIONS: Final = frozenset({WITHDRAW})
 
 
@@ -93,6 +96,8 @@ class Root:
     """What a root of ours calls itself."""
     term: int = 0
     """Of its last activity, here or elsewhere."""
+    brought_term: int = 0
+    """The same, when it came."""
     extensions: frozenset[str] = frozenset()
     """What else it can be asked; not known of the roots of other servers."""
     told: Role | None = None
@@ -310,9 +315,10 @@ class Switchboard:
         if is_announced:
             actions.append(_send(root, Hello(None, _EXTENSIONS)))
         if registration is not None:
-            root.token, root.term = registration.token, registration.term
+            root.token = registration.token
+            root.term = root.brought_term = registration.term
             root.extensions = registration.extensions
-            actions += self._rank(root, registration)
+            actions += self._rank(now, root, registration)
         self._roots.append(root)
         self._roots.sort(key=_order)
         return root, [*actions, *self._announce(), *self._flush(now)]
@@ -666,7 +672,7 @@ class Switchboard:
         self._held_size += len(text)
         return []
 
-    def _rank(self, root: Root, registration: Registration) -> list[Action]:
+    def _rank(self, now: float, root: Root, registration: Registration) -> list[Action]:
         """Decide where *root*, which is about to enter, stands among the others."""
         for ghost in self._roots:
             if ghost.server == self.tag and ghost.token == root.token:
@@ -679,15 +685,21 @@ class Switchboard:
                         prospect.root = root
                 return [Close(ghost, "you have come back on another connection")]
         active = self.root
-        was_active_later = (
-            active is not None
-            and active.server == self.tag
-            and active.token is not None
-            and root.term > active.term
-        )
-        if active is not None and not (registration.takes_over or was_active_later):
+        if active is not None and not (
+            registration.takes_over or self._was_active_later(now, root, active)
+        ):
             root.registered_at = min(each.registered_at for each in self._roots) - 1.0
         return []
+
+    def _was_active_later(self, now: float, root: Root, active: Root) -> bool:
+        """Whether *root* was active before this server began, and the *active* one was not then."""
+        if active.server != self.tag or active.token is None:
+            return False
+        if root.term > active.term:
+            return True
+        # After a restart, whoever came first was given the term that others may have had before.
+        has_just_come = now + (self._clock_offset or 0.0) - active.registered_at < RETURN_TIMEOUT
+        return has_just_come and root.term == active.term > active.brought_term
 
     def _tell_roles(self) -> list[Action]:
         """The roots may be others, or in another order: tell those of ours which one is active."""
