@@ -16,7 +16,7 @@ import trio
 from rich.console import Console
 
 from trio_overlay import JoinTimeout, ListeningServer, serve_signaling
-from trio_overlay.cli import demo, main
+from trio_overlay.cli import demo, main, tree
 from trio_overlay.nodes.tree import TreeNode
 
 SECRET = "swordfish"
@@ -61,6 +61,22 @@ class Program:
         return await self._process.wait()
 
 
+class Lines(io.StringIO):
+    """What is printed here can be waited for, line by line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._send, self._receive = trio.open_memory_channel[str](1000)
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            self._send.send_nowait(line)
+        return len(text)
+
+    async def next(self) -> str:
+        return await self._receive.receive()
+
+
 @asynccontextmanager
 async def running(server: ListeningServer, *arguments: str) -> AsyncIterator[Program]:
     host = server.urls[0].removeprefix("ws://")
@@ -100,6 +116,33 @@ async def test_root_and_nodes_ping_answer_and_leave_cleanly(number: int) -> None
                 assert await root.stop(number) == 0
                 await lower.wait_for("is gone: ")
                 assert await lower.stop(number) == 0
+
+
+@pytest.mark.webrtc
+async def test_a_second_root_says_that_it_stands_by_and_when_it_takes_over() -> None:
+    async with open_server() as server, trio.open_nursery() as nursery:
+        arguments = Namespace(host=server.urls[0], secret=SECRET, max_degree=2, takeover=False)
+        first, second = Lines(), Lines()
+        scope = trio.CancelScope()
+
+        async def be_root(lines: Lines) -> None:
+            await tree.run_root(arguments, Console(file=lines, width=200))
+
+        async def be_root_for_a_while() -> None:
+            with scope:
+                await be_root(first)
+
+        nursery.start_soon(be_root_for_a_while)
+        assert await first.next() == f"root of {server.urls[0]}"
+        nursery.start_soon(be_root, second)
+        assert await second.next() == f"{server.urls[0]} has another root: standing by"
+        assert (await second.next()).startswith("standing by below ")
+        scope.cancel()
+        said = [await second.next()]
+        while said[-1] != f"root of {server.urls[0]}":
+            said.append(await second.next())
+        assert any(line.endswith("is gone: the node left") for line in said)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,8 @@ async def run_root(arguments: argparse.Namespace, console: Console | None = None
     console = console or plain_console()
     async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
         await node.become_root(arguments.secret, takeover=arguments.takeover)
-        console.print(f"root of {arguments.host}")
         try:
-            await _live(node, console, name=None)
+            await _live(node, console, arguments.host, name=None)
         finally:
             await _leave(node)
     return 0
@@ -76,7 +75,7 @@ async def run_node(arguments: argparse.Namespace, console: Console | None = None
     async with open_tree_node(arguments.host, max_degree=arguments.max_degree) as node:
         await node.join()
         try:
-            await _live(node, console, name=arguments.origin)
+            await _live(node, console, arguments.host, name=arguments.origin)
         finally:
             await _leave(node)
     return 0
@@ -88,17 +87,28 @@ async def _leave(node: TreeNode) -> None:
         await node.aclose()
 
 
-async def _live(node: TreeNode, console: Console, name: str | None) -> None:
-    """Ping new children, print what comes, answer the parent with *name*; until cancelled."""
+async def _live(node: TreeNode, console: Console, host: str, name: str | None) -> None:
+    """Ping new children, print what comes, answer the parent with *name*; until cancelled.
+
+    Without a *name* it is the root of *host*, or stands by for it.
+    """
+    was_root = False
     async with open_background_nursery() as nursery:
         nursery.start_soon(_print_messages, node, console, name)
-        async for event in node.events:
-            match event:
+        if node.stands_by:
+            console.print(f"{host} has another root: standing by")
+        while True:
+            if node.is_root and not was_root:
+                console.print(f"root of {host}")
+            was_root = node.is_root
+            match await node.events.receive():
                 case ChildConnect(child):
                     console.print(f"child {child.id} connected")
                     nursery.start_soon(_send, child, "ping")
                 case ChildClose(child, reason):
                     console.print(f"child {child.id} left: {reason}")
+                case ParentConnect(parent) if name is None:
+                    console.print(f"standing by below {parent.id}")
                 case ParentConnect(parent):
                     console.print(f"{name} joined below {parent.id}")
                 case ParentClose(parent, reason):

@@ -62,7 +62,9 @@ class ChildError:
 
 @dataclass(frozen=True, slots=True)
 class PathChange:
-    """The parent stands elsewhere in the tree, with all that is below it, or nowhere for now."""
+    """The parent stands elsewhere in the tree, with all that is below it, or nowhere for now; or
+    this node, which stood by and has no parent, is the root.
+    """
 
     name: ClassVar[str] = "path-change"
     path: tuple[str, ...]

@@ -54,7 +54,7 @@ class Rootship:
                         case Role(is_active, _, count_others):
                             self._count_others = count_others
                             if not (has_begun and is_active == self.is_active):
-                                self._play(is_active, nursery)
+                                self._play(is_active, nursery, is_news=has_begun)
                             if not has_begun:
                                 has_begun = True
                                 task_status.started()
@@ -77,12 +77,12 @@ class Rootship:
         tree = await self._node.snapshot_tree(timeout=timeout)
         return Picture([asdict(node) for node in tree.nodes.values()], tree.count_missing)
 
-    def _play(self, is_active: bool, nursery: trio.Nursery) -> None:
+    def _play(self, is_active: bool, nursery: trio.Nursery, *, is_news: bool) -> None:
         self.is_active = is_active
         self._below.cancel()
         if is_active:
             logger.info("%s is the root", self._node.id)
-            self._node._way_up.stand_on_top()
+            self._node._way_up.stand_on_top(is_news=is_news)
         else:
             logger.info("%s stands by as root", self._node.id)
             self._below = trio.CancelScope()

@@ -295,8 +295,11 @@ class WayUp:
             self._ancestry.issue()
             self._node._after_change(before)
 
-    def stand_on_top(self) -> None:
-        """Be the root of what is below, whoever was above."""
+    def stand_on_top(self, *, is_news: bool) -> None:
+        """Be the root of what is below, whoever was above.
+
+        If it *is news* to the application, it is told: of the parent's close, or of the new path.
+        """
         node = self._node
         for search in self._searches:
             search.cancel()
@@ -307,6 +310,6 @@ class WayUp:
         if old is not None:
             node.events.put(ParentClose(old, "this node is the root"))
             old.end("this node is the root")
-        node._after_change(before, is_news=False)
+        node._after_change(before, is_news=is_news and old is None)
         node._nursery.start_soon(self._issue_numbers)
         node._nursery.start_soon(node._pulls.run)
