@@ -12,7 +12,8 @@ import trio.testing
 
 from tests.cluster.world import LEASE, World, call, hear_json, open_world, signal
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.protocol.broker import ID_TAKEN, UNAVAILABLE
+from trio_overlay.protocol.broker import ID_TAKEN, UNAVAILABLE, peer_signal
+from trio_overlay.protocol.cluster import PassedOn, encode_server_message, server_channel
 from trio_overlay.signaling.cluster_registry import INQUIRY_TIMEOUT
 from trio_overlay.signaling.shared_store import Session
 
@@ -59,6 +60,21 @@ async def test_signals_cross_servers_in_order(autojump_clock: Clock) -> None:
         await signal(anna, "somebody", "ben", OFFER)
         await signal(anna, "anna", "nobody", OFFER)
         assert await call(ben, "ping") == "pong"  # and nothing before
+
+
+async def test_a_signal_for_a_former_holder_of_an_id_is_not_given_to_the_next(
+    autojump_clock: Clock,
+) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world.servers
+        anna = await b.registered("anna")
+        holder = world.store.holder("anna")
+        assert holder is not None
+        for claim in (f"{holder}0", "", holder):
+            params = dict(peer_signal("ben", "anna", {**OFFER, "claim": claim}).params)
+            message = encode_server_message(a.cluster.tag, PassedOn(params, claim))
+            a.cluster.session.publish(server_channel(b.cluster.tag), message)
+        assert (await hear_json(anna))["params"]["signal"]["claim"] == holder
 
 
 async def test_a_peer_that_moves_to_another_server_is_found_there(autojump_clock: Clock) -> None:

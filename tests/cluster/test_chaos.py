@@ -435,10 +435,10 @@ async def test_whoever_is_killed_no_id_is_held_twice_and_all_are_registered_agai
 
 
 async def until_settled(town: Town, crowd: Crowd) -> None:
-    """Wait until each id that is wanted is held once: so say servers and peers."""
+    """Wait until each id that is wanted is held, once: so say servers and peers."""
     while True:
         held = [hold.identifier for hold in town.holds() if hold.left_at is None]
-        if crowd.is_settled and sorted(held) == sorted(crowd.wanted):
+        if crowd.is_settled and sorted(held) == sorted(crowd.registered):
             return
         await trio.sleep(0.1)
 

@@ -55,9 +55,9 @@ class Crowd:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every id that somebody wants is held, and who holds one wants it."""
-        return self.registered.keys() == self.wanted and all(
-            each.is_registered or each.is_refused for each in self.wanderers
+        """Whether every id that somebody wants is held, and who has it not was told so."""
+        return self.wanted <= self.registered.keys() and all(
+            each.identifier == each.wanted or each.is_refused for each in self.wanderers
         )
 
 

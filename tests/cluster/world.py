@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -14,12 +14,15 @@ import trio
 from tests.signaling.test_service import SECRET, MemoryRequest
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.memory import MemoryChannel
+from trio_overlay.channels.network import Network, PeerConnection
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import ServerUnreachable
 from trio_overlay.protocol.bootstrap import BootstrapFrame, Hello, decode_bootstrap
 from trio_overlay.protocol.broker import peer_signal
 from trio_overlay.protocol.json import JSON
 from trio_overlay.signaling.cluster import Cluster, open_cluster
 from trio_overlay.signaling.server import SignalingServer
+from trio_overlay.testing.faults import Latency
 from trio_overlay.testing.store import VirtualStore
 
 LEASE = 10.0
@@ -81,6 +84,7 @@ class Server:
             try:
                 await self.server.handle_upgrade(request)
             finally:
+                request.is_accepted.set()  # and closed at once, if this server is just ending
                 with trio.CancelScope(shield=True):
                     await request._server.aclose()
 
@@ -127,16 +131,43 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    *names: str, seed: int = 0, is_seasoned: bool = True, **options: Any
+    *names: str,
+    seed: int = 0,
+    latency: Latency | None = None,
+    is_seasoned: bool = True,
+    **options: Any,
 ) -> AsyncIterator[World]:
     """A world with servers of these *names*; *is_seasoned*, after the store's first quarantine."""
-    async with VirtualStore(seed) as store, open_background_nursery() as nursery:
+    async with VirtualStore(seed, latency=latency) as store, open_background_nursery() as nursery:
         world = World(store, nursery, options)
         for name in names:
             await world.start(name)
         if is_seasoned:
             await trio.sleep(LEASE + 1)
         yield world
+
+
+class Door(Network):
+    """Leads whoever dials, whatever the address, to one of the servers that run."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self._world = world
+        self._rng = rng
+
+    @asynccontextmanager
+    async def dial(self, url: str) -> AsyncIterator[Channel]:
+        running = [server for server in self._world.servers if server.is_running]
+        if not running:
+            raise ServerUnreachable(f"nobody is behind {url}")
+        channel = await self._rng.choice(running).dial()
+        try:
+            yield channel
+        finally:
+            with trio.CancelScope(shield=True):
+                await channel.aclose()
+
+    def open_peer(self, *, initiator: bool) -> AbstractAsyncContextManager[PeerConnection]:
+        raise NotImplementedError("only servers are behind this door")
 
 
 async def hear(channel: Channel) -> BootstrapFrame:
