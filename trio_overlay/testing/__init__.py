@@ -9,6 +9,7 @@ its own, and what is needed to trust it.
 | `store` | `VirtualStore`: what the servers of a cluster share, in memory |
 | `history` | `History`: what happened, line by line |
 | `determinism` | `virtual_test`, `run_virtual`, `SteppedRun`: runs that go the same way each time |
+| `fixtures` | pytest fixtures: a network, a server and a clock for tests that are async themselves |
 | `cancellation` | `cancel_at_every_checkpoint`: nothing is left, wherever it was cancelled |
 | `story` | `Story`: steps as text that people read and `replay` lives through |
 | `world`, `tree_world` | what a story happens to: real nodes, and what must hold at any time |
