@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+import trio_overlay
+from trio_overlay import errors
+
 HEAVY = {"aiortc", "aioice", "av", "trio_asyncio", "hypothesis", "rich", "coredis"}
 """WebRTC; the bridge that changes the program's event loop policy; what only some commands need."""
 
@@ -21,6 +24,12 @@ def test_importing_a_server_imports_no_webrtc(module: str) -> None:
 
 def test_the_check_sees_what_is_imported() -> None:
     assert imported_by("trio_overlay, trio_asyncio") & HEAVY == {"trio_asyncio"}
+
+
+def test_every_error_is_a_public_name() -> None:
+    names = {name for name, each in vars(errors).items() if isinstance(each, type)}
+    assert names <= set(trio_overlay.__all__)
+    assert sorted(trio_overlay.__all__) == sorted(set(trio_overlay.__all__))
 
 
 def imported_by(modules: str) -> set[str]:

@@ -37,6 +37,7 @@ from trio_overlay.errors import (
     PeerRefused,
     ProtocolError,
     SendTimeout,
+    ServerLost,
     ServerRefused,
     ServerUnreachable,
     SnapshotFailed,
@@ -92,6 +93,7 @@ from trio_overlay.nodes.tree_events import (
 )
 from trio_overlay.nodes.tree_gathers import Gathered
 from trio_overlay.nodes.tree_snapshots import NodeSnapshot, TreeSnapshot, ask_tree_snapshot
+from trio_overlay.protocol.branch import hash_place
 from trio_overlay.protocol.broker_registrations import BrokerLimits
 from trio_overlay.protocol.version import __version__
 from trio_overlay.signaling.bootstrap import Bootstrap, Listener, Request, open_bootstrap
@@ -169,6 +171,7 @@ __all__ = [
     "Sampling",
     "SamplingState",
     "SendTimeout",
+    "ServerLost",
     "ServerRefused",
     "ServerUnreachable",
     "SignalingServer",
@@ -185,6 +188,7 @@ __all__ = [
     "__version__",
     "as_object_stream",
     "ask_tree_snapshot",
+    "hash_place",
     "open_bootstrap",
     "open_neighbours",
     "open_peer",

@@ -9,21 +9,19 @@ its own, and what is needed to trust it.
 | `store` | `VirtualStore`: what the servers of a cluster share, in memory |
 | `history` | `History`: what happened, line by line |
 | `determinism` | `virtual_test`, `run_virtual`, `SteppedRun`: runs that go the same way each time |
-| `fixtures` | pytest fixtures: a network, a server and a clock for tests that are async themselves |
+| `fixtures` | pytest fixtures: a network, a server and a clock, for tests that are async |
 | `cancellation` | `cancel_at_every_checkpoint`: nothing is left, wherever it was cancelled |
 | `story` | `Story`: steps as text that people read and `replay` lives through |
 | `world`, `tree_world` | what a story happens to: real nodes, and what must hold at any time |
-| `neighbours_world` | the same for neighbours that signal for each other |
-| `sampling_world` | the same for peers that sample their network |
+| `neighbours_world`, `sampling_world`, `broker_world`, `relay_world` | the same for the others |
 | `strategies` | Hypothesis strategies: ids, signals, frames, fault plans, valid and hostile |
 | `machine` | `StoryMachine`: what the state machines of all overlays share |
 | `tree` | `TreeMachine`: the ready Hypothesis state machine for the tree |
-| `neighbours` | `NeighboursMachine`: the one for neighbours that signal for each other |
-| `sampling` | `SamplingMachine`: the one for peers that sample their network |
+| `neighbours`, `sampling`, `broker`, `relay` | those for the others |
 | `fuzz` | `fuzz`: stories of a machine until one fails, as `trio-overlay fuzz` does |
 
-The last six need Hypothesis (``trio-overlay[testing]``), and so are imported by their modules'
-names; everything else is here.
+From `strategies` on they need Hypothesis (``trio-overlay[testing]``), and `fixtures` needs pytest:
+these are imported by their modules' names; everything else is here.
 """
 
 from trio_overlay.testing.broker_world import BrokerWorld
@@ -48,6 +46,7 @@ from trio_overlay.testing.faults import (
 from trio_overlay.testing.history import History
 from trio_overlay.testing.neighbours_world import NeighboursWorld
 from trio_overlay.testing.network import VirtualHost, VirtualNetwork, VirtualServer
+from trio_overlay.testing.relay_world import RelayWorld
 from trio_overlay.testing.sampling_world import SamplingWorld
 from trio_overlay.testing.signaling import SignalingHost, open_signaling
 from trio_overlay.testing.store import VirtualStore
@@ -66,6 +65,7 @@ __all__ = [
     "LoseSignals",
     "NeighboursWorld",
     "NothingWillHappen",
+    "RelayWorld",
     "Rule",
     "SamplingWorld",
     "Scenario",

@@ -1,7 +1,7 @@
 """pytest fixtures for async tests, as pytest-trio and anyio's plugin run them.
 
-Into a ``conftest.py``: ``pytest_plugins = ["trio_overlay.testing.fixtures"]``. Who has neither plugin
-makes a plain test of an async function with `virtual_test`.
+Into a ``conftest.py``: ``pytest_plugins = ["trio_overlay.testing.fixtures"]``. Who has neither
+plugin makes a plain test of an async function with `virtual_test`.
 """
 
 from __future__ import annotations
