@@ -1,4 +1,4 @@
-"""Six peers that sample their network: nobody knows all of it, and it holds together all the same."""
+"""Six peers that sample their network: each knows a few others, now these and now those."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

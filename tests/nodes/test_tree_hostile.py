@@ -17,14 +17,20 @@ from trio_overlay.channels.network import Network, PeerConnection
 from trio_overlay.errors import OverlayError, UsageError
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_events import ChildConnect, ParentError
+from trio_overlay.nodes.tree_roads import MAX_CROSSINGS_EACH
 from trio_overlay.protocol.ancestry import MAX_NUMBER, Descent
-from trio_overlay.protocol.bootstrap import SignalFrame
+from trio_overlay.protocol.bootstrap import SignalFrame, signal_frame
 from trio_overlay.protocol.json import JSON, encode_json
 from trio_overlay.protocol.tree import (
     EXTENSIONS,
+    ROADS,
     Beat,
     Descend,
+    RoadEnd,
+    RoadRequest,
     TreeFrame,
+    Wish,
+    decode_tree,
     encode_tree,
 )
 from trio_overlay.signaling.bootstrap import Connection, _BootstrapRoad
@@ -255,3 +261,33 @@ async def test_leaving_does_not_wait_for_a_join_under_way(autojump_clock: MockCl
             await node.aclose()
             assert trio.current_time() - started_at < 0.5
         assert ended_with
+
+
+async def test_flood_of_roads_over_a_node_is_bounded_and_over_at_its_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=2)
+        heir = await enter_child(world, stack, "heir", max_degree=2)
+        client = await stack.enter_async_context(world.client("flooder"))
+        link = await stack.enter_async_context(client.connect(extensions=frozenset({ROADS})))
+        await trio.sleep(1)
+        sdp = "virtual offer 1000000 of x with 0 candidates"  # it is answered, and leads nowhere
+        offer = signal_frame({"type": "offer", "sdp": sdp}, destination=None, rank=0)
+        for number in range(MAX_CROSSINGS_EACH + 40):
+            await say(link, RoadRequest(f"road {number}", Wish.STANDBY, offer))
+        await trio.sleep(0.5)
+        assert len(root._roads) == MAX_CROSSINGS_EACH
+        refused = 0
+        with trio.move_on_after(1):
+            while True:
+                frame = decode_tree(await link.receive())
+                if isinstance(frame, RoadEnd):
+                    assert "too many" in frame.reason
+                    refused += 1
+        assert refused == 40
+        await trio.sleep(root.request_timeout + 1)
+        assert len(root._roads) == 0
+        assert heir.parent is not None
+        await heir.parent.send("still here")
+        assert (await root.messages.receive()).data == "still here"
