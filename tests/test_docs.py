@@ -88,6 +88,12 @@ def test_the_page_on_neighbours_is_what_happens(tmp_path: Path) -> None:
 
 
 @pytest.mark.webrtc
+def test_the_page_on_sampling_is_what_happens(tmp_path: Path) -> None:
+    page = (DOCS / "sampling.md").read_text(encoding="utf-8")
+    assert live_through(page, tmp_path) == 1
+
+
+@pytest.mark.webrtc
 def test_the_page_on_relays_is_what_happens(tmp_path: Path) -> None:
     page = (DOCS / "relay.md").read_text(encoding="utf-8")
     assert live_through(page, tmp_path) == 2

@@ -1,4 +1,4 @@
-"""How neighbours of all overlays are watched: by signs of life, for as long as they give any."""
+"""How patient neighbours of any overlay are with each other when nothing is heard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """How often to give a sign of life, or ask for one, and how long to wait for it; in seconds."""
+    """How often to see to signs of life, and how long to wait for one; in seconds.
+
+    Whatever is heard is one. In the tree they are given unasked, as what they carry flows all the
+    time; neighbours with arcs are asked for one after a silence, and need not know each other's
+    intervals.
+    """
 
     interval: float = 1.0
     timeout: float = 2.8
