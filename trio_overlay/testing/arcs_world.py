@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import OutcomeError
+from trio_overlay.errors import OutcomeError, PeerNotFound
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbours import Neighbours, open_neighbours
 from trio_overlay.protocol.json import JSON
@@ -151,21 +151,26 @@ class ArcsWorld(VirtualWorld):
             scope.cancel()
 
     async def reach(self, name: str, whom: str) -> str:
-        """An arc from *name* whose messages the application carries, now and then to nobody."""
+        """An arc from *name* whose messages the application carries, now and then to nobody.
+
+        PeerNotFound: *name* has ended before it came to that. What `Neighbours.initiate` raises.
+        """
+        node = self.nodes.get(name)
+        if node is None:
+            raise PeerNotFound(f"{name} has ended")
 
         async def there(message: JSON) -> None:
             await trio.sleep(self._rng.uniform(0, MAX_CARRY_DELAY))
-            node = self.nodes.get(whom)
-            if node is not None and self._arrives(name, whom):
-                node.accept(back, message)
+            other = self.nodes.get(whom)
+            if other is not None and self._arrives(name, whom):
+                other.accept(back, message)
 
         async def back(message: JSON) -> None:
             await trio.sleep(self._rng.uniform(0, MAX_CARRY_DELAY))
-            node = self.nodes.get(name)
-            if node is not None and self._arrives(whom, name):
+            if self._arrives(whom, name):
                 node.finalize(message)
 
-        return await self.nodes[name].initiate(there)
+        return await node.initiate(there)
 
     def _arrives(self, source: str, target: str) -> bool:
         """Whether what the application carries gets there."""
