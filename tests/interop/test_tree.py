@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import trio
@@ -12,11 +13,13 @@ import trio.testing
 
 from tests.interop.ends import SECRET, open_server
 from tests.interop.node import Event, NodeProcess, open_node_process
+from tests.nodes.test_tree import until
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import NotSupported
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_events import ChildClose, ChildConnect
+from trio_overlay.nodes.tree_snapshots import ask_tree_snapshot
 
 pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
 
@@ -125,11 +128,11 @@ class MixedTree:
         for parent_name in parents.values():
             assert list(parents.values()).count(parent_name) <= self.max_degree
         for name in expected:
-            assert self._path(name, parents)[-1] == self.root
+            assert self.path(name, parents)[-1] == self.root
         return parents
 
     @staticmethod
-    def _path(name: str, parents: dict[str, str]) -> list[str]:
+    def path(name: str, parents: dict[str, str]) -> list[str]:
         path = [name]
         while path[-1] in parents:
             assert len(path) <= len(parents), "a cycle"
@@ -233,6 +236,121 @@ async def test_an_original_is_not_told_that_a_delegated_request_is_withdrawn() -
         await trio.testing.wait_all_tasks_blocked(0.1)  # the withdrawal has come to our root
         await child.send("ping")
         await tree.js.wait_for("data", node="js middle", data="ping")
+
+
+async def test_originals_in_the_middle_and_at_leaves_are_unharmed_by_all_that_ours_say() -> None:
+    """An original throws on what it does not know: then its process dies, and the test fails."""
+    async with open_mixed_tree() as tree:
+        await tree.plant("our root")
+        # One by one: to late frames of one who has joined, an original gives a place again.
+        for name in ("our upper", "js upper", "js0", *OURS[:2], "js1", *OURS[2:4], "js2", "our4"):
+            await tree.grow(name)
+        parents = await tree.check_links()
+        islands = find_islands(tree, parents)
+        assert len(islands) > 1, "no node of ours below an original"
+        # Signs of life, and connections to stand by: those come two to four seconds after a child.
+        await trio.sleep(5)
+        async with open_background_nursery() as nursery:
+            heard: dict[str, list[object]] = {name: [] for name in tree.ours}
+            for name, node in tree.ours.items():
+                nursery.start_soon(hear_casts, node, heard[name])
+                node.answer_gathers("name", partial(answer, name))
+            for name, node in tree.ours.items():
+                await node.broadcast({"by": name})
+                await node.broadcast({"below": name}, to_subtree=True)
+            for island in islands:
+                for asker in island:
+                    found = await tree.ours[asker].gather("name", timeout=5, of_all=True)
+                    assert sorted(found.value) == sorted(island)
+                    snapshot = await tree.ours[asker].snapshot_tree(timeout=5)
+                    assert len(snapshot.nodes) == len(island)
+                    for other in island - {asker}:
+                        await tree.ours[asker].send_to(tree.ours[other].id, {"from": asker})
+            with trio.fail_after(PATIENCE):
+                for island in islands:
+                    for name in island:
+                        await until(partial(is_complete, heard[name], name, island), PATIENCE)
+        # To an original a broadcast to all is data of each neighbour that has heard it.
+        for name in tree.originals:
+            around = [other for other, parent in parents.items() if parent == name]
+            for neighbour in {*around, parents[name]} & tree.ours.keys():
+                (island,) = (each for each in islands if neighbour in each)
+                for speaker in island:
+                    await tree.js.wait_for("data", node=name, data={"by": speaker})
+        assert await ask_tree_snapshot(tree.host, SECRET, timeout=5)
+        # A goodbye above an original, and above one of ours, which is handed over.
+        children = {name for name, parent in parents.items() if parent == "our upper"}
+        assert children == {"js0", "our1"}
+        await tree.ours["our upper"].aclose()
+        await trio.sleep(3)
+        for name in tree.originals:
+            await tree.js.send("state", node=name)
+            await tree.js.wait_for("state", node=name)
+
+
+async def test_an_original_beside_a_leaf_that_is_pulled_up_is_unharmed() -> None:
+    async with open_mixed_tree() as tree:
+        await tree.plant("our root")
+        for name in (*OURS[:5], "js0", *OURS[5:9]):
+            await tree.grow(name)
+        parents = await tree.check_links()
+        original_above = parents["js0"]
+        (leaf,) = (
+            name
+            for name, parent in parents.items()
+            if parents.get(parent) == original_above and name in tree.ours and parent != "js0"
+        )
+        assert parents[original_above] == "our root"
+        # All on the other side of the root go at once: its place is for a leaf from this side.
+        for name in tree.ours.keys() - {"our root"}:
+            if original_above not in tree.path(name, parents):
+                tree.ours[name].close()
+        assert len(tree.ours[leaf].path) == 4
+        with trio.fail_after(PATIENCE):
+            await until(lambda: len(tree.ours[leaf].path) == 2, PATIENCE)
+        for sender in (parents["js0"], *(name for name in tree.ours if parents.get(name) == "js0")):
+            await neighbour_of(tree, sender, "js0", parents).send({"from": sender})
+            await tree.js.wait_for("data", node="js0", data={"from": sender})
+
+
+def neighbour_of(tree: MixedTree, name: str, other: str, parents: dict[str, str]) -> TreeChannel:
+    """The channel of *name*, one of ours, to the original *other*, its parent or child."""
+    if parents.get(name) == other:
+        parent = tree.ours[name].parent
+        assert parent is not None
+        return parent
+    (child,) = (each for each in tree.ours[name].children.values() if not each.extensions)
+    return child
+
+
+async def hear_casts(node: TreeNode, heard: list[object]) -> None:
+    async for message in node.casts:
+        heard.append(message.data)  # noqa: PERF401 - it never ends
+
+
+async def answer(name: str, _: object) -> object:
+    return name
+
+
+def is_complete(heard: list[object], name: str, island: set[str]) -> bool:
+    """Whether *name* has heard all that was due to it, each once."""
+    letters = [each for each in heard if isinstance(each, dict) and "from" in each]
+    casts = [each for each in heard if isinstance(each, dict) and "by" in each]
+    expected = island - {name}
+    assert len(letters) <= len(expected)
+    assert len(casts) <= len(expected)
+    return len(letters) == len(casts) == len(expected)
+
+
+def find_islands(tree: MixedTree, parents: dict[str, str]) -> list[set[str]]:
+    """Our nodes, those together that reach each other without an original."""
+    islands: list[set[str]] = []
+    for name in sorted(tree.ours, key=lambda name: len(tree.path(name, parents))):
+        if parents.get(name) in tree.ours:
+            next(each for each in islands if parents[name] in each).add(name)
+        else:
+            islands.append({name})
+    return islands
 
 
 async def test_each_side_is_told_when_the_other_leaves() -> None:
