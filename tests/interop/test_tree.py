@@ -260,9 +260,9 @@ async def test_originals_in_the_middle_and_at_leaves_are_unharmed_by_all_that_ou
                 await node.broadcast({"below": name}, to_subtree=True)
             for island in islands:
                 for asker in island:
-                    found = await tree.ours[asker].gather("name", timeout=5, of_all=True)
+                    found = await tree.ours[asker].gather("name", timeout=30, of_all=True)
                     assert sorted(found.value) == sorted(island)
-                    snapshot = await tree.ours[asker].snapshot_tree(timeout=5)
+                    snapshot = await tree.ours[asker].snapshot_tree(timeout=30)
                     assert len(snapshot.nodes) == len(island)
                     for other in island - {asker}:
                         await tree.ours[asker].send_to(tree.ours[other].id, {"from": asker})
@@ -277,7 +277,7 @@ async def test_originals_in_the_middle_and_at_leaves_are_unharmed_by_all_that_ou
                 (island,) = (each for each in islands if neighbour in each)
                 for speaker in island:
                     await tree.js.wait_for("data", node=name, data={"by": speaker})
-        assert await ask_tree_snapshot(tree.host, SECRET, timeout=5)
+        assert await ask_tree_snapshot(tree.host, SECRET, timeout=30)
         # A goodbye above an original, and above one of ours, which is handed over.
         children = {name for name, parent in parents.items() if parent == "our upper"}
         assert children == {"js0", "our1"}
