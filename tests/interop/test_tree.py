@@ -15,7 +15,7 @@ from tests.interop.ends import SECRET, open_server
 from tests.interop.node import Event, NodeProcess, open_node_process
 from tests.nodes.test_tree import until
 from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import NotSupported
+from trio_overlay.errors import NotSupported, ServerUnreachable, SnapshotFailed
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_events import ChildClose, ChildConnect
@@ -286,6 +286,18 @@ async def test_originals_in_the_middle_and_at_leaves_are_unharmed_by_all_that_ou
         for name in tree.originals:
             await tree.js.send("state", node=name)
             await tree.js.wait_for("state", node=name)
+
+
+@pytest.mark.parametrize("whose_server", ["original", "ours"])
+async def test_an_original_as_root_or_server_is_unharmed_by_who_asks_for_a_picture(
+    whose_server: str,
+) -> None:
+    async with open_mixed_tree(whose_server=whose_server) as tree:
+        await tree.plant("js root")
+        with pytest.raises(SnapshotFailed if whose_server == "ours" else ServerUnreachable):
+            await ask_tree_snapshot(tree.host, SECRET, timeout=30)
+        await tree.grow("our node")
+        await tree.check_links()
 
 
 async def test_an_original_beside_a_leaf_that_is_pulled_up_is_unharmed() -> None:
