@@ -22,7 +22,14 @@ from trio_overlay.protocol.signals import (
     encode_signal,
 )
 from trio_overlay.testing.determinism import virtual_test
-from trio_overlay.testing.faults import FailHandshakes, Latency, LoseSignals, Selector, SlowReader
+from trio_overlay.testing.faults import (
+    DelaySignals,
+    FailHandshakes,
+    Latency,
+    LoseSignals,
+    Selector,
+    SlowReader,
+)
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
 
@@ -524,6 +531,27 @@ async def test_signals_are_lost_as_often_as_the_rule_says() -> None:
         lost = sum(network.loses_signal("n1", "n2") for _ in range(4000))
         assert 900 < lost < 1100
         assert not network.loses_signal("n2", "n1")
+
+
+@virtual_test
+async def test_late_signals_are_overtaken_by_later_ones_and_connect_in_the_end() -> None:
+    history = History()
+    async with VirtualNetwork(trickle=1.0, history=history) as network:
+        rule = network.apply("n1 -> n2", DelaySignals(0.5, seconds=5.0))
+        begun_at = trio.current_time()
+        for _ in range(20):
+            async with connected(network):
+                pass
+        assert 10 < trio.current_time() - begun_at < 100
+        waits = [line for line in str(history).splitlines() if "has to wait" in line]
+        assert 20 < len(waits) < 60
+        assert any("offer" in line for line in waits)
+        assert any("candidate" in line for line in waits)
+        network.lift(rule)
+        begun_at = trio.current_time()
+        async with connected(network):
+            pass
+        assert trio.current_time() - begun_at < 1
 
 
 @virtual_test

@@ -36,6 +36,7 @@ from trio_overlay.testing.determinism import (
 from trio_overlay.testing.faults import (
     Action,
     Cut,
+    DelaySignals,
     FailHandshakes,
     Latency,
     LoseSignals,
@@ -58,6 +59,7 @@ __all__ = [
     "Action",
     "BrokerWorld",
     "Cut",
+    "DelaySignals",
     "FailHandshakes",
     "History",
     "Latency",

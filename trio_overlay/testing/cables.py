@@ -58,6 +58,10 @@ class Way:
         shortest = latency.low + (latency.high - latency.low) * self._length
         return shortest * (1 + JITTER * self._rng.random())
 
+    def draw_lateness(self, probability: float, seconds: float) -> float:
+        """With *probability* anything up to *seconds*, else 0."""
+        return self._rng.uniform(0, seconds) if self.draw(probability) else 0.0
+
     def draw(self, probability: float) -> bool:
         """True with *probability*."""
         return probability > 0 and self._rng.random() < probability

@@ -80,6 +80,17 @@ class LoseSignals:
 
 
 @dataclass(frozen=True, slots=True)
+class DelaySignals:
+    """Each signal that a peer connection is given may be late, with this probability.
+
+    By up to `seconds`, so that others that were said after it come before it.
+    """
+
+    probability: float = 1.0
+    seconds: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
 class FailHandshakes:
     """Each handshake may come to nothing, with this probability: all is said, none connects."""
 
@@ -93,7 +104,7 @@ class SlowReader:
     frames_per_second: float
 
 
-Action: TypeAlias = Latency | Cut | LoseSignals | FailHandshakes | SlowReader
+Action: TypeAlias = Latency | Cut | LoseSignals | DelaySignals | FailHandshakes | SlowReader
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -118,6 +129,7 @@ class Conditions:
     is_cut: bool = False
     noticed_after: float | None = None
     signal_loss: float = 0.0
+    signal_delay: DelaySignals | None = None
     handshake_failure: float = 0.0
     frames_per_second: float | None = None
 
@@ -131,6 +143,7 @@ def conditions_of(
     """
     cuts: list[Cut] = []
     loss = failure = 0.0
+    delay: DelaySignals | None = None
     pace: float | None = None
     for rule in rules:
         if rule.carrier not in (None, carrier) or not rule.selector.matches(source, target):
@@ -142,13 +155,15 @@ def conditions_of(
                 cuts.append(cut)
             case LoseSignals(probability):
                 loss = probability
+            case DelaySignals() as delay:
+                pass
             case FailHandshakes(probability):
                 failure = probability
             case SlowReader(frames_per_second):
                 pace = frames_per_second
     # The most attentive of several cuts decides when a channel breaks.
     noticed = [cut.noticed_after for cut in cuts if cut.noticed_after is not None]
-    return Conditions(latency, bool(cuts), min(noticed, default=None), loss, failure, pace)
+    return Conditions(latency, bool(cuts), min(noticed, default=None), loss, delay, failure, pace)
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:

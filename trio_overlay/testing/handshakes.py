@@ -91,13 +91,18 @@ class VirtualPeer(PeerConnection):
         if self.channel is not None or self.failure is not None or self.host.is_crashed:
             return
         self._count_signals += 1
+        source, here = _sayer_of(signal), self.host.name
         if self._count_signals > MAX_SIGNALS:
             self.fail(f"more than {MAX_SIGNALS} signals")
-        elif self._is_lost(signal):
-            self.network.note(f"{self.host.name} loses {signal}")
+        elif source is None:
+            self._hear(signal)
+        elif self.network.loses_signal(source, here):
+            self.network.note(f"{here} loses {signal}")
+        elif delay := self.network.draw_signal_delay(source, here):
+            self.network.note(f"{here} has to wait for {signal}")
+            self._later(delay, partial(self._hear, signal))
         else:
-            self._take_in(signal)
-            self.network.connect_if_ready(self)
+            self._hear(signal)
 
     async def connected(self) -> Channel:
         await trio.lowlevel.checkpoint()
@@ -134,6 +139,10 @@ class VirtualPeer(PeerConnection):
             appointment.cancel()
         self._appointments.clear()
         self._changed.unpark_all()
+
+    def _hear(self, signal: Signal) -> None:
+        self._take_in(signal)
+        self.network.connect_if_ready(self)
 
     def _take_in(self, signal: Signal) -> None:
         match signal:
@@ -213,14 +222,16 @@ class VirtualPeer(PeerConnection):
     def _gathering_delay(self) -> float:
         return GATHERING_DELAY * (0.5 + self.rng.random())
 
-    def _is_lost(self, signal: Signal) -> bool:
-        match signal:
-            case Offer(sdp):
-                found = _OFFER.fullmatch(sdp)
-            case Answer(sdp):
-                found = _ANSWER.fullmatch(sdp)
-            case Candidate(candidate):
-                found = _CANDIDATE.fullmatch(candidate)
-            case Irrelevant():
-                return False
-        return found is not None and self.network.loses_signal(found[2], self.host.name)
+
+def _sayer_of(signal: Signal) -> str | None:
+    """The host that said it; None if that cannot be told, and then it is neither lost nor late."""
+    match signal:
+        case Offer(sdp):
+            found = _OFFER.fullmatch(sdp)
+        case Answer(sdp):
+            found = _ANSWER.fullmatch(sdp)
+        case Candidate(candidate):
+            found = _CANDIDATE.fullmatch(candidate)
+        case Irrelevant():
+            return None
+    return None if found is None else found[2]

@@ -357,6 +357,13 @@ class VirtualNetwork:
         """Whether a signal from *source* to *target* gets lost; draws anew at each call."""
         return self._way(source, target).draw(self.conditions(source, target, "peer").signal_loss)
 
+    def draw_signal_delay(self, source: str, target: str) -> float:
+        """Seconds that a signal from *source* to *target* is late; draws anew at each call."""
+        delay = self.conditions(source, target, "peer").signal_delay
+        if delay is None:
+            return 0.0
+        return self._way(source, target).draw_lateness(delay.probability, delay.seconds)
+
     def conditions(self, source: str, target: str, carrier: Carrier) -> Conditions:
         """What the rules make of the way from *source* to *target*."""
         return self._way(source, target).conditions(carrier, self._rules, self.latency)

@@ -103,6 +103,7 @@ from trio_overlay.protocol.tree import (
 from trio_overlay.testing.faults import (
     Action,
     Cut,
+    DelaySignals,
     FailHandshakes,
     Latency,
     LoseSignals,
@@ -527,6 +528,7 @@ actions: st.SearchStrategy[Action] = st.one_of(
     st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 0.5)).map(lambda pair: Latency(*sorted(pair))),
     st.builds(Cut, st.none() | st.floats(0.1, 60.0)),
     st.builds(LoseSignals, probabilities),
+    st.builds(DelaySignals, probabilities, st.floats(0.0, 60.0)),
     st.builds(FailHandshakes, probabilities),
     st.builds(SlowReader, st.floats(0.1, 1_000.0)),
 )
