@@ -65,6 +65,8 @@ class Standby:
         self._is_searching = False
         self._asking: set[TreeChannel] = set()
         """Parents that are introducing this node."""
+        self._waiting: dict[TreeChannel, trio.CancelScope] = {}
+        """Around the time until a parent is asked again to introduce it."""
 
     @property
     def count_links(self) -> int:
@@ -138,10 +140,21 @@ class Standby:
             except OutcomeError as error:
                 logger.info("%s was not introduced: %s", node.id, error)
                 self._asking.discard(parent)
-            await trio.sleep(RETRY_DELAY * (0.5 + node._rng.random()))
+            await self._wait_before_asking_again(parent)
             if self._own is not None or parent in self._asking or parent is not node.parent:
                 return  # it was introduced to somebody else, or is about to be
             self._asking.add(parent)
+
+    async def _wait_before_asking_again(self, parent: TreeChannel) -> None:
+        if parent is self._node.parent:
+            with trio.CancelScope() as self._waiting[parent]:
+                await trio.sleep(RETRY_DELAY * (0.5 + self._node._rng.random()))
+            del self._waiting[parent]
+
+    def note_parent_gone(self, parent: TreeChannel) -> None:
+        """It introduces nobody any more."""
+        if parent in self._waiting:
+            self._waiting[parent].cancel()
 
     async def _live_with_own(self, link: TreeChannel) -> None:
         if self._own is not None:

@@ -76,6 +76,7 @@ class WayUp:
         """The links to the parent, to those who may confirm us, and to parents left lately."""
         self._searches: set[trio.CancelScope] = set()
         """Around each search for a parent that goes on: the first that succeeds ends all others."""
+        self._is_issuing = False
         self._join_deadline: float | None = None
         """When a `join` under way has to have a parent."""
 
@@ -201,7 +202,7 @@ class WayUp:
                 self._ancestry.meet_old_parent()
                 self._take_parent(way)
                 self._node._after_change(before, is_news=False)
-                nursery.start_soon(self._issue_numbers)
+                self._begin_to_issue()
             else:
                 link.end("it cannot say where it stands, and this node has a place")
             await link.run()
@@ -268,6 +269,7 @@ class WayUp:
         del self._ways[way.link]
         node._roads.lose(way.link)
         node._leaving.note_parent_gone(way.link)
+        node._standby.note_parent_gone(way.link)
         self._ancestry.holds = any(not other.is_confirmed for other in self._ways.values())
         if way.link is not self.parent:
             return
@@ -284,8 +286,13 @@ class WayUp:
         if self._rejoins:
             node._standby.note_orphaned()
 
+    def _begin_to_issue(self) -> None:
+        """Be the one whose numbers all below this node pass on, as it may have been all along."""
+        if not self._is_issuing:
+            self._is_issuing = True
+            self._node._nursery.start_soon(self._issue_numbers)
+
     async def _issue_numbers(self) -> None:
-        """Be the one whose numbers all below this node pass on."""
         while True:
             # A little more often than signs of life are due, which are not needed then.
             await trio.sleep(0.9 * self._node._heartbeat.interval)
@@ -294,6 +301,7 @@ class WayUp:
             before = self._ancestry.descent
             self._ancestry.issue()
             self._node._after_change(before)
+        self._is_issuing = False
 
     def stand_on_top(self, *, is_news: bool) -> None:
         """Be the root of what is below, whoever was above.
@@ -311,5 +319,5 @@ class WayUp:
             node.events.put(ParentClose(old, "this node is the root"))
             old.end("this node is the root")
         node._after_change(before, is_news=is_news and old is None)
-        node._nursery.start_soon(self._issue_numbers)
+        self._begin_to_issue()
         node._nursery.start_soon(node._pulls.run)
