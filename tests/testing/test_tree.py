@@ -123,7 +123,7 @@ CUT_CHAIN = f"{CHAIN}; n1 crashes at 6 s;" + ";".join(
     ("name", "broken", "story", "complaint"),
     [
         ("_live_with_request", keep_for_ever, JOINS, "root keeps requests"),
-        ("_cut_off", lambda _node: None, CUT_CHAIN, "n2, an orphan, takes children"),
+        ("_cut_off", lambda _node: None, CUT_CHAIN, "n2, cut off, takes children"),
     ],
 )
 def test_a_node_that_forgets_nothing_or_goes_on_when_cut_off_is_found(
@@ -179,7 +179,7 @@ def test_while_the_server_is_gone_orphans_wait_for_it() -> None:
 
     class Watched(TreeWorld):
         def perform(self, step: Step) -> None:
-            orphans[step.verb] = len(self.lives) - len(self.parents())
+            orphans[step.verb] = len(self.nodes) - len(self.parents()) - 1  # the root
             super().perform(step)
 
     world = replay(

@@ -81,8 +81,13 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
 
     @property
     def residents(self) -> list[str]:
-        """Nodes that are no lives of the story, and can be cut off as well."""
+        """Those beside `names` that can be cut off as well."""
         return []
+
+    @property
+    def those_who_freeze(self) -> list[str]:
+        """Those who may fall silent."""
+        return self.names
 
     def tell(self, who: str, verb: str, whom: str | None = None, *, pause: float = 0.0) -> None:
         """One more step of the story, *pause* seconds after now, done and checked."""
@@ -148,12 +153,13 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
         verb = "regains" if self.world.is_cut(one, two) else "loses"
         self.tell(one, verb, two, pause=pause)
 
-    @precondition(lambda self: self.has_faults and self.names)
+    @precondition(lambda self: self.has_faults and self.those_who_freeze)
     @rule(pause=pauses, pick=picks)
     def freeze_or_thaw(self, pause: float, pick: int) -> None:
         """A node falls silent, or is heard again."""
-        name = self.names[pick % len(self.names)]
-        self.tell(name, "thaws" if name in self.world.network.frozen else "freezes", pause=pause)
+        names = self.those_who_freeze
+        name = names[pick % len(names)]
+        self.tell(name, "thaws" if self.world.is_frozen(name) else "freezes", pause=pause)
 
     @precondition(lambda self: self.has_faults)
     @rule(pause=pauses)

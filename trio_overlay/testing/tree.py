@@ -18,14 +18,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from trio_overlay.testing.machine import StoryMachine, pauses, picks
-from trio_overlay.testing.tree_world import ROOT, TreeWorld
+from trio_overlay.testing.tree_world import BECOMES_ROOT, ROOT, TAKES_OVER, TreeWorld
+from trio_overlay.testing.world import SERVER
+
+groups = st.lists(picks, min_size=1, max_size=6)
+"""Picks of several."""
 
 
 class TreeMachine(StoryMachine[TreeWorld]):
     """Tells stories of a tree: see `StoryMachine`.
 
-    What holds after each step is `TreeWorld.check`: places, cycles, joins that end, no connection
-    left by who has ended.
+    Nodes join, leave and crash, and so does the root, of which there may be several. If there are
+    to be faults, links and whole groups are cut, also in one direction only, nodes, the root and
+    the server fall silent, and signals are lost, late and out of order.
+
+    What holds after each step is `TreeWorld.check`: places, no cycle of confirmed links, joins that
+    end, no connection left by who has ended, no message twice or out of order.
     """
 
     open_world: Callable[[Mapping[str, str]], TreeWorld] = TreeWorld
@@ -49,6 +57,83 @@ class TreeMachine(StoryMachine[TreeWorld]):
         who, whom = everybody[pick % len(everybody)], everybody[other % len(everybody)]
         self.tell(who, "writes", whom, pause=pause)
 
+    @precondition(lambda self: self.has_faults and len(self.names) < self.max_nodes)
+    @rule(pause=pauses, verb=st.sampled_from([BECOMES_ROOT, BECOMES_ROOT, TAKES_OVER]))
+    def bring_a_root(self, pause: float, verb: str) -> None:
+        """Another root comes: it stands by, or replaces the one that there is."""
+        self._count_names += 1
+        self.tell(f"n{self._count_names}", verb, pause=pause)
+
+    @precondition(lambda self: self.has_faults and self._active_root() is not None)
+    @rule(pause=pauses, verb=st.sampled_from(["leaves", "crashes", "crashes"]))
+    def end_the_root(self, pause: float, verb: str) -> None:
+        """The root goes, as it should or without a word; perhaps there is another."""
+        root = self._active_root()
+        assert root is not None
+        self.tell(root, verb, pause=pause)
+
+    @precondition(lambda self: self.has_faults and self.names)
+    @rule(pause=pauses, some=groups, has_root=st.booleans(), has_server=st.booleans())
+    def cut_group(self, pause: float, some: list[int], has_root: bool, has_server: bool) -> None:
+        """Some lose all others: who has the root, or the server, has only one of the two halves."""
+        group = self._group(some)
+        others = [name for name in self.names if name not in group]
+        (group if has_root else others).append(ROOT)
+        (group if has_server and others else others).append(SERVER)
+        self.tell(",".join(group), "loses", ",".join(others), pause=pause)
+
+    @precondition(lambda self: self.has_faults and self.names)
+    @rule(pause=pauses, some=groups, pick=picks, is_mute=st.booleans())
+    def cut_one_way(self, pause: float, some: list[int], pick: int, is_mute: bool) -> None:
+        """Some hear nothing of somebody any more, or are not heard by it."""
+        everybody = [*self.residents, *self.names]
+        one = everybody[pick % len(everybody)]
+        group = [name for name in self._group(some) if name != one] or [SERVER]
+        who, whom = (one, ",".join(group)) if is_mute else (",".join(group), one)
+        self.tell(who, "cannot_hear", whom, pause=pause)
+
+    @precondition(lambda self: self.is_begun and self.world.list_cuts())
+    @rule(pause=pauses, pick=picks)
+    def heal(self, pause: float, pick: int) -> None:
+        """What was cut is whole again."""
+        cuts = self.world.list_cuts()
+        who, verb, whom = cuts[pick % len(cuts)]
+        self.tell(who, verb, whom, pause=pause)
+
+    @precondition(lambda self: self.has_faults)
+    @rule(
+        pause=pauses,
+        verb=st.sampled_from(["get_lost", "get_late"]),
+        percentage=st.sampled_from([10, 50, 100]),
+    )
+    def trouble_signals(self, pause: float, verb: str, percentage: int) -> None:
+        """Signals are lost, or late and out of order."""
+        self.tell("signals", verb, f"{percentage}%", pause=pause)
+
+    @precondition(lambda self: self.is_begun and not self.world.has_good_signals)
+    @rule(pause=pauses)
+    def let_signals_through(self, pause: float) -> None:
+        """All signals arrive, at once and in order."""
+        self.tell("signals", "get_through", pause=pause)
+
+    @property
+    def names(self) -> list[str]:
+        """Those who live now, oldest first, without the first root."""
+        return [name for name in super().names if name != ROOT]
+
     @property
     def residents(self) -> list[str]:
-        return [ROOT]
+        return [ROOT, SERVER]
+
+    @property
+    def those_who_freeze(self) -> list[str]:
+        return [*self.names, ROOT, SERVER]
+
+    def _active_root(self) -> str | None:
+        """Who is the root, of those who believe it the one that has lived for longest."""
+        nodes = self.world.nodes if self.is_begun else {}
+        return next((name for name, node in nodes.items() if node.is_root), None)
+
+    def _group(self, some: list[int]) -> list[str]:
+        """Those that were picked, each once."""
+        return list(dict.fromkeys(self.names[pick % len(self.names)] for pick in some))

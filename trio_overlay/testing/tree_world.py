@@ -25,6 +25,9 @@ from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.world import Life, VirtualWorld
 
 ROOT = "root"
+LATE_ROOT = "lateroot"
+"""Who comes at the end of a story that has left nobody to be the root."""
+BECOMES_ROOT, TAKES_OVER = "becomes_root", "takes_over"
 WITHDRAWAL_DELAY = 2.0
 """Seconds in which a withdrawal has gone down every hop of a tree of thirty nodes."""
 
@@ -35,14 +38,29 @@ class Broadcast:
 
     origin: str
     due_to: frozenset[str]
+    count_terms: int
+    """How many times a node had become the root by then: of those that fail, what they had written
+    and not yet told everybody may be lost."""
 
 
 class TreeWorld(VirtualWorld):
     """A root, and nodes that join, leave, crash and withdraw, broadcast and write to each other.
 
-    ``n1 broadcasts at 3 s`` and ``n1 writes n2 at 3 s`` are steps of their own. Nobody hears
-    anything twice or out of order; and at the end everybody has heard what it was there for, of all
-    broadcasts of those who are still there, whatever has happened to anybody else in between.
+    Further steps than those of every world:
+
+    =================  ============================================================================
+    n1 becomes_root    n1 begins to live, as a root: it stands by, or is active if there is none
+    n1 takes_over      the same, but it replaces the root that there is
+    n1 broadcasts      n1 says something to all
+    n1 writes n2       n1 says something to n2
+    =================  ============================================================================
+
+    The first root is called ``root``: it can leave, crash, freeze and be cut off as everybody can.
+    If none is left at the end of the story, one comes then.
+
+    Nobody hears anything twice or out of order; and at the end everybody has heard what it was
+    there for, of all broadcasts of those who are still there, whatever has happened in between to
+    anybody but the root.
 
     Settings, besides those of every world: ``max_degree`` (2), ``request_timeout`` (10) and
     ``heartbeat`` (4), the seconds between signs of life. That is more than the default of nodes,
@@ -57,8 +75,10 @@ class TreeWorld(VirtualWorld):
         self._searched_at = float("-inf")
         self.nodes: dict[str, TreeNode] = {}
         """Those that are open, the root among them, oldest first."""
-        self.keeps_its_root = True
-        """Whether the root has been there all the time: without it broadcasts may be lost."""
+        self._terms: dict[str, int] = {}
+        """How often each node has become the root, of those that have."""
+        self._emptiness: dict[str, object] = {}
+        """What is measured before even the root is there."""
         self._broadcasts: dict[int, Broadcast] = {}
         self._heard: defaultdict[str, list[int]] = defaultdict(list)
         """The numbers of the broadcasts that each node has heard, in the order in which it did."""
@@ -76,14 +96,9 @@ class TreeWorld(VirtualWorld):
     def leave_timeout(self) -> float:
         return LEAVE_TIMEOUT
 
-    @property
-    def residents(self) -> frozenset[str]:
-        return super().residents | {ROOT}
-
-    async def open(self, stack: AsyncExitStack) -> None:
-        root = await stack.enter_async_context(self._open_node(ROOT))
-        await root.become_root(SECRET)
-        self.nodes[ROOT] = root
+    async def open(self, stack: AsyncExitStack) -> None:  # noqa: ARG002 - the root may crash
+        self._emptiness = self.measure()
+        self.begin(ROOT, BECOMES_ROOT)
 
     async def live(self, life: Life) -> None:
         async with self._open_node(life.name) as node:
@@ -91,25 +106,42 @@ class TreeWorld(VirtualWorld):
             try:
                 try:
                     with life.joining:
-                        await node.join()
-                        life.has_joined = True
-                        self.count_joined += 1
+                        await self._enter_tree(life, node)
                 finally:
                     life.join_ended_at = trio.current_time()
                 if life.has_joined:
                     with life.staying:
+                        if life.name == ROOT:
+                            await trio.sleep_forever()
                         await self.stay(life, node)
                     await node.aclose()
             finally:
                 del self.nodes[life.name]
 
+    async def _enter_tree(self, life: Life, node: TreeNode) -> None:
+        if life.verb == "joins":
+            await node.join()
+            self.count_joined += 1
+        else:
+            with trio.move_on_after(self.join_timeout) as scope:
+                await node.become_root(SECRET, takeover=life.verb == TAKES_OVER)
+            if scope.cancelled_caught:
+                return
+        life.has_joined = True
+
     async def stay(self, life: Life, node: TreeNode) -> None:  # noqa: ARG002 - for those who extend
-        """What the application does with its *node* until it leaves; nothing, here."""
+        """What the application does with its *node* until it leaves; nothing, here.
+
+        It is called for all nodes but the first root.
+        """
         await trio.sleep_forever()
 
     def perform(self, step: Step) -> None:
         node = self.nodes.get(step.who)
         match step.verb:
+            case "becomes_root" | "takes_over":
+                self._trouble_at = trio.current_time()
+                self.begin(step.who, step.verb)
             case "broadcasts":
                 if node is not None and node._casts._log.log is not None:
                     self._nursery.start_soon(self._broadcast, node)
@@ -125,7 +157,8 @@ class TreeWorld(VirtualWorld):
         number = next(self._numbers)
         # Who has joined, and was told where in the order of all broadcasts it begins.
         there = {other.id for other in self.nodes.values() if other._casts._log.log is not None}
-        self._broadcasts[number] = Broadcast(node.id, frozenset(there - {node.id}))
+        due_to = frozenset(there - {node.id})
+        self._broadcasts[number] = Broadcast(node.id, due_to, self._count_terms())
         with contextlib.suppress(trio.ClosedResourceError):
             await node.broadcast(number)
 
@@ -151,7 +184,7 @@ class TreeWorld(VirtualWorld):
         """Nobody hears anything twice, or in another order than the others."""
         self._listen()
         in_order: list[int] = []
-        if self.keeps_its_root and ROOT in self.nodes:
+        if self._count_terms() == 1 and ROOT in self.nodes:
             in_order = self._heard[self.nodes[ROOT].id]
         places = {number: place for place, number in enumerate(in_order)}
         for name, node in self.nodes.items():
@@ -171,22 +204,29 @@ class TreeWorld(VirtualWorld):
             assert target not in names or number in heard, (
                 f"{names[target]} has confirmed letter {number} and not heard it"
             )
-        if not self.keeps_its_root:
-            return
         for number, broadcast in self._broadcasts.items():
-            if broadcast.origin in names:
+            if broadcast.origin in names and broadcast.count_terms == self._count_terms():
                 for node_id in broadcast.due_to & names.keys():
                     assert number in self._heard[node_id], (
                         f"{names[node_id]} has not heard broadcast {number}, of "
                         f"{names[broadcast.origin]}"
                     )
         for name, node in self.nodes.items():
-            assert node.count_missed == 0, f"{name} has missed {node.count_missed} broadcasts"
+            assert self._count_terms() > 1 or node.count_missed == 0, (
+                f"{name} has missed {node.count_missed} broadcasts"
+            )
             assert not node._casts._to_all.outbox, f"{name} keeps what it has broadcast"
             below = self._count_below(name)
             assert len(node._casts.routes) == below, (
                 f"{name} knows of {len(node._casts.routes)} nodes below it, of {below}"
             )
+
+    def _count_terms(self) -> int:
+        """How often a node has become the root, up to now."""
+        for name, node in self.nodes.items():
+            if node._casts._count_logs:
+                self._terms[name] = node._casts._count_logs
+        return sum(self._terms.values())
 
     def _count_below(self, name: str) -> int:
         parents = self.parents()
@@ -200,23 +240,33 @@ class TreeWorld(VirtualWorld):
             taken = len(node._branch.children) + len(node._branch.applicants)
             assert taken <= self.max_degree, f"{name} has {taken} places taken"
             assert node.children_count <= self.max_degree
-            has_a_way = node.is_root or node.parent is not None
-            assert has_a_way or not node._branch.is_open, f"{name}, an orphan, takes children"
+            assert node.path or not node._branch.is_open, f"{name}, cut off, takes children"
+            has_a_way = node._ancestry.issues or node.parent is not None
+            assert has_a_way or not node.path, f"{name}, an orphan, believes that it has a way up"
         self._check_places()
-        parents = self.parents()
-        for name in parents:
-            path = [name]
-            while path[-1] in parents:
-                path.append(parents[path[-1]])
-                assert path[-1] != name, f"a cycle: {' -> '.join(path)}"
-                if len(path) > len(parents):
-                    break  # somebody else's cycle; it is found from there
+        self._check_confirmed_links()
+
+    def _check_confirmed_links(self) -> None:
+        """There is no cycle, and numbers grow towards the root: see protocol/ancestry.py."""
+        parents = self._confirmed_parents()
+        seen: dict[str, str] = {}
+        for begins_at in parents:
+            name = begins_at
+            while name in parents and name not in seen:
+                seen[name] = begins_at
+                name = parents[name]
+            # Every walk ends at a root, or where an earlier one has been.
+            assert seen.get(name) != begins_at, f"a cycle, of which {name} is one: {parents}"
+        for child, parent in parents.items():
+            below, above = self.nodes[child]._ancestry, self.nodes[parent]._ancestry
+            assert below.number <= above.number, (
+                f"{child} has the number {below.number}, and its parent {parent} {above.number}"
+            )
 
     def check_quiet(self) -> None:
         self._check_that_all_was_heard()
         parents = self.parents()
-        for name, node in self.nodes.items():
-            assert name == ROOT or name in parents, f"{name} has found no parent: {node!r}"
+        self._check_that_it_is_one_tree(parents)
         for name, node in self.nodes.items():
             branch = node._branch
             assert not branch.applicants, f"{name} keeps applicants: {branch.applicants}"
@@ -238,6 +288,18 @@ class TreeWorld(VirtualWorld):
         connections = 2 * len(parents) + standbys
         assert self.network.count_open_peers == connections, "\n".join(self.network.list_open())
 
+    def _check_that_it_is_one_tree(self, parents: Mapping[str, str]) -> None:
+        tops = [name for name in self.nodes if name not in parents]
+        assert len(tops) == 1, f"{tops} have no parent, or one who does not know of it"
+        assert self.nodes[tops[0]].is_root, f"{tops[0]} is on top and not the root"
+        for name, node in self.nodes.items():
+            path = [name]
+            while path[-1] in parents:
+                path.append(parents[path[-1]])
+            ids = tuple(self.nodes[each].id for each in reversed(path))
+            assert node.path == ids, f"{name} stands below {path[1:]}, and believes {node.path}"
+            assert node.is_root == (name == tops[0]), f"{name} and {tops[0]} are roots"
+
     def _check_belief(self, parent: str, child: str) -> None:
         """What the *parent* believes of the free places below the *child* is so."""
         link = self.nodes[child].parent
@@ -250,12 +312,55 @@ class TreeWorld(VirtualWorld):
                 )
 
     def is_settled(self) -> bool:
-        # The root dials a server that has restarted in up to half a minute.
-        if not self.signaling.server.status()["roots"]:
-            return False
-        if not self.nodes[ROOT]._pulls.is_quiet:
-            return False
-        return self.parents().keys() >= self.nodes.keys() - {ROOT}
+        # A root dials a server that has restarted in some seconds.
+        roots = [node for node in self.nodes.values() if node.is_root]
+        return (
+            len(roots) == 1
+            and roots[0]._pulls.is_quiet
+            and self.signaling.server.status()["roots"] == self._count_roots()
+            and len(self.parents()) == len(self.nodes) - 1
+        )
+
+    def _count_roots(self) -> int:
+        return sum(node.is_root or node.stands_by for node in self.nodes.values())
+
+    async def recover(self) -> None:
+        """Have somebody be the root."""
+        while not any(self._is_to_stay(life) and life.has_joined for life in self._root_lives()):
+            if not any(self._is_to_stay(life) for life in self._root_lives()):
+                self.begin(LATE_ROOT, BECOMES_ROOT)
+            await trio.sleep(1)
+            self.check()
+
+    def _root_lives(self) -> list[Life]:
+        return [life for life in self.lives.values() if life.verb in (BECOMES_ROOT, TAKES_OVER)]
+
+    def _is_to_stay(self, life: Life) -> bool:
+        scopes = (life.scope, life.joining, life.staying)
+        return not any(scope.cancel_called for scope in scopes)
+
+    async def empty(self) -> None:
+        if ROOT in self.lives:
+            await self.let_leave([name for name in self.lives if name != ROOT], self._baseline)
+        await self.let_leave(list(self.lives), self._emptiness)
+
+    def _confirmed_parents(self) -> dict[str, str]:
+        """Who has taken each node for its child, as the node sees it; the parent may hear it later.
+
+        Of those whose parent is still there.
+        """
+        owners = {
+            _end_of(link): name
+            for name, node in self.nodes.items()
+            for link in node._links.values()
+        }
+        found = {}
+        for name, node in self.nodes.items():
+            if node.parent is not None:
+                owner = owners.get(_end_of(node.parent).other_end)
+                if owner is not None:
+                    found[name] = owner
+        return found
 
     def parents(self) -> dict[str, str]:
         """Whose child each node is, as both ends see it, by name."""
@@ -280,8 +385,9 @@ class TreeWorld(VirtualWorld):
         again when it leaves, those of applicants who have long been connected as well.
         """
         now = trio.current_time()
-        if any(node.parent is None for name, node in self.nodes.items() if name != ROOT) or any(
-            node._way_up.is_searched for node in self.nodes.values()
+        if any(
+            node._way_up.is_searched or (node.parent is None and not node.is_root)
+            for node in self.nodes.values()
         ):
             self._searched_at = now  # somebody joins, or looks for a new parent
         calm_for = min(self.calm_for, now - self._searched_at)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,7 +19,7 @@ import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError
-from trio_overlay.testing.faults import Rule
+from trio_overlay.testing.faults import DelaySignals, LoseSignals, Rule
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
 from trio_overlay.testing.signaling import AUTHORITY, SignalingHost, open_signaling
@@ -30,6 +30,8 @@ SERVER = "server"
 JOIN_GRACE = 5.0
 """Seconds that a join may take over its timeout, to say farewell and close."""
 SETTLE_TIMEOUT = 60.0
+MAX_SIGNAL_DELAY = 3.0
+"""Seconds by which signals are late, at the most, after ``signals get_late 30% at 5 s``."""
 
 QUIET_DELAY = 5.0
 """Seconds in which all that was said in farewell has arrived and was acted upon."""
@@ -41,6 +43,8 @@ class Life:
 
     name: str
     born_at: float
+    verb: str = "joins"
+    """What a step of the story says that it did to begin."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled, the node is gone as if its program was interrupted."""
     joining: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -59,8 +63,26 @@ class VirtualWorld(abc.ABC):
     *settings* are those of a story, as text: ``seed``, and for crashes ``noticed_after``, the
     seconds after which peers give up a crashed one.
 
-    What steps can say is in `perform`; a subclass extends it by steps of its own. Whoever cannot
-    do what a step says does nothing, so that a story whose middle was taken out still plays.
+    Steps that all worlds know:
+
+    =======================  ======================================================================
+    n1 joins                 n1 begins to live, and joins
+    n1 withdraws             it gives up joining
+    n1 leaves, crashes       its life ends, as it should, or without a word; ``server crashes``, too
+    server restarts          another server is there, which knows nothing of the one before
+    n1 freezes, thaws        n1, or the server, is silent, and is heard again
+    n1,n2 loses n3,server    nothing gets from one of these groups, of one or more, to the other
+    n1,n2 regains n3,server  what was cut like this is healed
+    n1 cannot_hear n2        nothing gets from n2, or any of such a group, to n1
+    n1 hears n2              it does again
+    signals get_lost 30%     each signal is lost with this probability
+    signals get_late 30%     each is late, and may be overtaken by others, with this probability
+    signals get_through      all are there at once, again
+    time passes              nothing happens
+    =======================  ======================================================================
+
+    A subclass extends `perform` by steps of its own. Whoever cannot do what a step says does
+    nothing, so that a story whose middle was taken out still plays.
     """
 
     def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
@@ -78,6 +100,8 @@ class VirtualWorld(abc.ABC):
         self.begun_at = 0.0
         self._trouble_at = -math.inf
         self._cuts: dict[tuple[str, str], Rule] = {}
+        self._deaf: dict[tuple[str, str], Rule] = {}
+        self._signal_rules: dict[str, Rule] = {}
         self._baseline: dict[str, object] = {}
         self._stack = AsyncExitStack()
         self._nursery: trio.Nursery
@@ -143,6 +167,10 @@ class VirtualWorld(abc.ABC):
         """Seconds after the last fault in which the overlay must have healed."""
         return SETTLE_TIMEOUT
 
+    async def recover(self) -> None:
+        """Bring what is missing and no node can bring; called when all faults have ended."""
+        await trio.lowlevel.checkpoint()
+
     @property
     def leave_timeout(self) -> float:
         """Seconds that it takes to leave, at most, if that is more than a moment."""
@@ -160,6 +188,21 @@ class VirtualWorld(abc.ABC):
         """Whether the story has cut *one* from *other*, and not healed it."""
         return (one, other) in self._cuts
 
+    def is_frozen(self, name: str) -> bool:
+        """Whether *name*, a node or the server, is silent."""
+        return _hosts_of(name) in self.network.frozen
+
+    def list_cuts(self) -> list[tuple[str, str, str]]:
+        """What is cut, those cut for longest first: who, the verb that heals it, and whom."""
+        return [(who, "regains", whom) for who, whom in self._cuts] + [
+            (who, "hears", whom) for who, whom in self._deaf
+        ]
+
+    @property
+    def has_good_signals(self) -> bool:
+        """Whether no signals are lost or late."""
+        return not self._signal_rules
+
     # --- the story ------------------------------------------------------------------------
 
     @property
@@ -170,7 +213,13 @@ class VirtualWorld(abc.ABC):
     @property
     def calm_for(self) -> float:
         """Seconds since the last fault, crash or leave; 0 while any fault lasts."""
-        if self._cuts or self.network.frozen or not self.signaling.is_running:
+        if (
+            self._cuts
+            or self._deaf
+            or self._signal_rules
+            or self.network.frozen
+            or not self.signaling.is_running
+        ):
             return 0.0
         return trio.current_time() - self._trouble_at
 
@@ -189,16 +238,17 @@ class VirtualWorld(abc.ABC):
         """Do *step* now, without checking."""
         who, whom = step.who, step.whom
         life = self.lives.get(who)
-        if step.verb in ("crashes", "leaves", "restarts", "thaws", "regains"):
+        if step.verb in (
+            "crashes", "leaves", "restarts", "thaws", "regains", "hears", "get_through"
+        ):  # fmt: skip
             self._trouble_at = trio.current_time()
         match step.verb:
             case "crashes" if who == SERVER:
                 self.signaling.crash(noticed_after=self.noticed_after)
             case "restarts" if who == SERVER:
                 self.signaling.restart()
-            case "joins" if life is None and not self.network.host(who).is_crashed:
-                self.lives[who] = life = Life(who, trio.current_time())
-                self._nursery.start_soon(self._live, life)
+            case "joins":
+                self.begin(who, step.verb)
             case "leaves" | "withdraws" if life is not None and life.join_ended_at is None:
                 life.joining.cancel()
             case "leaves" if life is not None:
@@ -207,34 +257,68 @@ class VirtualWorld(abc.ABC):
                 self.network.crash(who, noticed_after=self.noticed_after)
                 life.scope.cancel()
             case "freezes":
-                self.network.freeze(who)
+                self.network.freeze(_hosts_of(who))
             case "thaws":
-                self.network.thaw(who)
+                self.network.thaw(_hosts_of(who))
             case "loses" if whom is not None and (who, whom) not in self._cuts:
-                self._cuts[who, whom] = self.network.cut(
-                    f"{who} <-> {whom}", noticed_after=self.noticed_after
-                )
+                self._cuts[who, whom] = self._cut(f"{_hosts_of(who)} <-> {_hosts_of(whom)}")
             case "regains" if whom is not None and (who, whom) in self._cuts:
                 self.network.lift(self._cuts.pop((who, whom)))
+            case "cannot_hear" if whom is not None and (who, whom) not in self._deaf:
+                self._deaf[who, whom] = self._cut(f"{_hosts_of(whom)} -> {_hosts_of(who)}")
+            case "hears" if whom is not None and (who, whom) in self._deaf:
+                self.network.lift(self._deaf.pop((who, whom)))
+            case "get_lost" | "get_late" if (
+                whom is not None and step.verb not in self._signal_rules
+            ):
+                probability = float(whom.removesuffix("%")) / 100
+                fault = (
+                    LoseSignals(probability)
+                    if step.verb == "get_lost"
+                    else DelaySignals(probability, MAX_SIGNAL_DELAY)
+                )
+                self._signal_rules[step.verb] = self.network.apply("* -> *", fault)
+            case "get_through":
+                self._let_signals_through()
             case (
-                "passes" | "joins" | "leaves" | "withdraws"
-                | "crashes" | "restarts" | "loses" | "regains"
+                "passes" | "leaves" | "withdraws" | "crashes" | "restarts"
+                | "loses" | "regains" | "cannot_hear" | "hears" | "get_lost" | "get_late"
             ):  # fmt: skip
                 pass  # "time passes"; or it cannot be done, and is not
             case _:
                 raise ValueError(f"nobody knows how to do this: {step}")
+
+    def begin(self, name: str, verb: str) -> None:
+        """A life called *name* begins, unless there is one, or its host has crashed."""
+        if name not in self.lives and not self.network.host(name).is_crashed:
+            self.lives[name] = life = Life(name, trio.current_time(), verb)
+            self._nursery.start_soon(self._live, life)
+
+    def _cut(self, selector: str) -> Rule:
+        return self.network.cut(selector, noticed_after=self.noticed_after)
+
+    def _let_signals_through(self) -> None:
+        for rule in self._signal_rules.values():
+            self.network.lift(rule)
+        self._signal_rules.clear()
+
+    def _end_all_faults(self) -> None:
+        self._trouble_at = trio.current_time()
+        self.network.heal()
+        self._cuts.clear()
+        self._deaf.clear()
+        self._let_signals_through()
+        for name in self.network.frozen:  # some whose program has ended, too
+            self.network.thaw(name)
+        self.signaling.restart()
 
     async def finish(self) -> None:
         """Heal, wait until all is quiet, check; let everybody leave, check that nothing is left.
 
         AssertionError: a check failed.
         """
-        self._trouble_at = trio.current_time()
-        self.network.heal()
-        self._cuts.clear()
-        for name in self.network.frozen:  # some whose program has ended, too
-            self.network.thaw(name)
-        self.signaling.restart()
+        self._end_all_faults()
+        await self.recover()
         settled_by = trio.current_time() + self.settle_timeout
         while not self.is_settled() and trio.current_time() < settled_by:
             await trio.sleep(1)
@@ -244,13 +328,27 @@ class VirtualWorld(abc.ABC):
             await trio.sleep(1)
             self.check()
         self.check_quiet()
-        for life in self.lives.values():
-            life.staying.cancel()
+        await self.empty()
+
+    async def empty(self) -> None:
+        """Let everybody leave.
+
+        AssertionError: something is left.
+        """
+        await self.let_leave(list(self.lives), self._baseline)
+
+    async def let_leave(self, names: Iterable[str], baseline: Mapping[str, object]) -> None:
+        """Let these leave.
+
+        AssertionError: what there is is not what there was when *baseline* was measured.
+        """
+        for name in names:
+            self.lives[name].staying.cancel()
         await trio.sleep(self.leave_timeout + QUIET_DELAY)
         self.check()
         left = self.measure()
-        assert left == self._baseline, (
-            f"left over: {left}, where there was {self._baseline}:\n  "
+        assert left == baseline, (
+            f"left over: {left}, where there was {baseline}:\n  "
             + "\n  ".join(self.network.list_open())
         )
 
@@ -285,3 +383,8 @@ class VirtualWorld(abc.ABC):
     def residents(self) -> frozenset[str]:
         """Hosts that are no lives of the story: the server, and what `open` brought."""
         return frozenset({AUTHORITY})
+
+
+def _hosts_of(names: str) -> str:
+    """The hosts of a step's *names*, of one or more: the server's is called by its address."""
+    return ",".join(AUTHORITY if name == SERVER else name for name in names.split(","))
