@@ -601,6 +601,7 @@ class TreeNode(TreeMessages):
         placements = self._branch.connect(origin)
         del self._applicants[origin]
         child = self._children[origin] = self._links[origin]
+        child.carry_messages()
         self.events.put(ChildConnect(child))
         self._roads.end_request(origin, "connected", is_connected=True)
         self._casts.take_child(child)
@@ -626,7 +627,6 @@ class TreeNode(TreeMessages):
         *,
         is_parent: bool,
         on_frame: Callable[[TreeChannel, TreeOnly], None] | None = None,
-        messages: Stream[Message] | None = None,
         heartbeat: Heartbeat | None = None,
     ) -> TreeChannel:
         return TreeChannel(
@@ -637,7 +637,7 @@ class TreeNode(TreeMessages):
             network=self._network,
             rng=self._rng,
             heartbeat=heartbeat or self._heartbeat,
-            messages=messages or self.messages,
+            messages=self.messages,
             on_frame=on_frame or self._take_frame,
             on_cast=self._casts.take,
         )

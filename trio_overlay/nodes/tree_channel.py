@@ -156,6 +156,9 @@ class TreeChannel:
         self._standing: Beat | Descend | None = None
         """What stands in the queue as None: where this node stands, the newest word on it."""
         self._roads: dict[str, PushedRoad] = {}
+        self._carries_messages = False
+        self._may_send = trio.Event()
+        """Set when messages may be sent: the neighbour has been told that it is one, or we have."""
         self.waits_with: Number | None = None
         """The number that this node has frozen, while it waits for the other end to confirm it."""
         self._scope = trio.CancelScope()
@@ -195,6 +198,8 @@ class TreeChannel:
                 f"{self._channel.max_frame_size}"
             )
         async with self._sending:
+            if not self._may_send.is_set():
+                await self._may_send.wait()
             while self.is_open and CREDIT in self.extensions and self._on_the_way >= WINDOW:
                 await self._credit_came.wait()
             self._check_open()
@@ -263,6 +268,18 @@ class TreeChannel:
         """What the neighbour did wrong, if that is why the channel ended."""
         return self._failure
 
+    def carry_messages(self) -> None:
+        """The other end is a neighbour from now on.
+
+        Before that, and if it never becomes one, what it says to the application is ignored.
+        """
+        self._carries_messages = True
+        if self.is_parent and HEAL in self.extensions:
+            self.waits_with = None
+            self.post(Beat())  # so the parent learns of it, before the first message
+        else:
+            self._may_send.set()
+
     def post(self, frame: TreeFrame) -> None:
         """Send a frame of the tree's own, without waiting; a neighbour too slow for it is left.
 
@@ -299,6 +316,7 @@ class TreeChannel:
             self._close_reason = reason
             self._failure = failure
             self._scope.cancel()
+            self._may_send.set()
             self._credit_came.set()
 
     def release(self, size: int) -> None:
@@ -362,6 +380,9 @@ class TreeChannel:
                 self.end(f"it broke the protocol: {error}", error)
 
     def _take(self, frame: TreeFrame, size: int, nursery: trio.Nursery) -> None:
+        if not self._carries_messages and not isinstance(frame, TreeOnly):
+            logger.info("%s sends what only a neighbour may: it is ignored", self)
+            return
         match frame:
             case Data(data):
                 self._take_data(data, max(size, MIN_COST))
@@ -443,6 +464,8 @@ class TreeChannel:
                 assert frame is not None
             try:
                 await self._channel.send(encode_tree(frame))
+                if isinstance(frame, Beat) and frame.number is None:
+                    self._may_send.set()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # the reader meets the same, and knows the reason
             except MessageTooLarge as error:

@@ -19,8 +19,7 @@ import trio
 
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.heartbeat import Heartbeat
-from trio_overlay.nodes.streams import Stream
-from trio_overlay.nodes.tree_channel import Message, TreeChannel, TreeOnly
+from trio_overlay.nodes.tree_channel import TreeChannel, TreeOnly
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.tree import (
     ROADS,
@@ -65,8 +64,8 @@ class Standby:
         self._is_searching = False
         self._asking: set[TreeChannel] = set()
         """Parents that are introducing this node."""
-        self._waiting: dict[TreeChannel, trio.CancelScope] = {}
-        """Around the time until a parent is asked again to introduce it."""
+        self._parent_gone = trio.Event()
+        """Set when a parent is gone; a new one then."""
 
     @property
     def count_links(self) -> int:
@@ -146,15 +145,15 @@ class Standby:
             self._asking.add(parent)
 
     async def _wait_before_asking_again(self, parent: TreeChannel) -> None:
-        if parent is self._node.parent:
-            with trio.CancelScope() as self._waiting[parent]:
-                await trio.sleep(RETRY_DELAY * (0.5 + self._node._rng.random()))
-            del self._waiting[parent]
+        """Wait for some seconds, or until this is the *parent* no more."""
+        with trio.move_on_after(RETRY_DELAY * (0.5 + self._node._rng.random())):
+            while parent is self._node.parent:
+                await self._parent_gone.wait()
 
-    def note_parent_gone(self, parent: TreeChannel) -> None:
-        """It introduces nobody any more."""
-        if parent in self._waiting:
-            self._waiting[parent].cancel()
+    def note_parent_gone(self) -> None:
+        """A parent is gone, and introduces nobody any more."""
+        self._parent_gone.set()
+        self._parent_gone = trio.Event()
 
     async def _live_with_own(self, link: TreeChannel) -> None:
         if self._own is not None:
@@ -227,13 +226,11 @@ class Standby:
     def _link_over(self, connection: Connection) -> TreeChannel:
         node = self._node
         pace = node._heartbeat
-        sink: Stream[Message] = Stream(max_items=1)  # messages have no business here
-        return node._channel_to(
+        return node._channel_to(  # no neighbour: it carries no messages
             connection,
             is_parent=False,
             on_frame=self._take_frame,
             heartbeat=Heartbeat(SLOWER * pace.interval, SLOWER * pace.timeout),
-            messages=sink,
         )
 
     def _take_frame(self, link: TreeChannel, frame: TreeOnly) -> None:

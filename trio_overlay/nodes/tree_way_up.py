@@ -252,9 +252,8 @@ class WayUp:
         if old is not None:
             node.events.put(ParentClose(old, "this node has moved to another parent"))
             node._nursery.start_soon(node._leaving.linger, old)
+        way.link.carry_messages()
         if HEAL in way.link.extensions:
-            way.link.waits_with = None
-            way.link.post(Beat())
             self._branch.meet_parent(way.view)
             # The places may be others since the request, and have been told to the old parent.
             self._branch.is_surprising = True
@@ -269,12 +268,13 @@ class WayUp:
         del self._ways[way.link]
         node._roads.lose(way.link)
         node._leaving.note_parent_gone(way.link)
-        node._standby.note_parent_gone(way.link)
         self._ancestry.holds = any(not other.is_confirmed for other in self._ways.values())
         if way.link is not self.parent:
+            node._standby.note_parent_gone()
             return
         before = self._ancestry.descent
         self.parent = None
+        node._standby.note_parent_gone()
         self._branch.belief = None
         self._ancestry.lose_parent()
         if way.link.failure is not None:
