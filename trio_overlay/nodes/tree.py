@@ -326,15 +326,19 @@ class TreeNode(TreeMessages):
         self._nursery.cancel_scope.cancel()
 
     async def aclose(self) -> None:
-        """Leave the tree when all children have other parents, or after `leave_timeout` seconds.
+        """Leave the tree when all children have other parents, and all that was broadcast here has
+        come to the root; or after `leave_timeout` seconds.
 
-        They ask this node's parent, over this node, and keep it until they have their new parent;
-        children of the old protocol are closed at the end. A root's ask the root that stands by, if
-        there is one. Cancelled, it leaves at once. In any case the node is closed afterwards.
+        The children ask this node's parent, over this node, and keep it until they have their new
+        parent; children of the old protocol are closed at the end. A root's ask the root that
+        stands by, if there is one. Cancelled, it leaves at once. In any case the node is closed
+        afterwards.
         """
         try:
             if not self._left.is_set():
-                await self._leaving.hand_over(self.leave_timeout)
+                with trio.move_on_after(self.leave_timeout):
+                    await self._leaving.hand_over()
+                    await self._casts.settle()
         finally:
             self.close()
             with trio.CancelScope(shield=True):

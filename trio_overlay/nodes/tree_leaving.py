@@ -48,8 +48,8 @@ class Leave:
 
     # --- this node leaves -----------------------------------------------------------------
 
-    async def hand_over(self, timeout: float) -> None:
-        """Have all children find other parents; returns after *timeout* seconds in any case."""
+    async def hand_over(self) -> None:
+        """Have all children find other parents; returns when they have, or if none can."""
         if self.has_begun:
             return
         self.has_begun = True
@@ -65,10 +65,9 @@ class Leave:
         node._branch.retire()
         for child in self._those_who_can():
             child.post(Leaving(carries))
-        with trio.move_on_after(timeout):
-            while self._those_who_can():
-                self._child_gone = trio.Event()
-                await self._child_gone.wait()
+        while self._those_who_can():
+            self._child_gone = trio.Event()
+            await self._child_gone.wait()
 
     def goes_on(self, link: TreeChannel, frame: RoadRequest) -> tuple[TreeChannel, Wish] | None:
         """Where a road that a child opens leads, while this node leaves."""
