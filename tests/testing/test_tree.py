@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.planted import plant_a_place_too_many
 from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.protocol.ancestry import Ancestry, Descent
 from trio_overlay.testing.history import History
 from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.tree import TreeMachine
@@ -200,3 +201,91 @@ def test_a_story_may_end_without_a_server() -> None:
 def test_the_end_of_a_story_waits_until_the_root_has_found_the_next_server() -> None:
     # It tries again every half minute by then; nobody else would have been missing.
     replay("server crashes at 0 s; time passes at 116 s")
+
+
+class Seen(TreeWorld):
+    """Remembers what stood when somebody had to do something, by the verb."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__(settings)
+        self.paths: dict[str, dict[str, list[str]]] = {}
+
+    def perform(self, step: Step) -> None:
+        names = {node.id: name for name, node in self.nodes.items()}
+        self.paths[step.verb] = {
+            name: [names.get(each, "?") for each in node.path] for name, node in self.nodes.items()
+        }
+        super().perform(step)
+
+
+def see(story: str) -> dict[str, dict[str, list[str]]]:
+    """The path of each node, by names, when each verb was done for the last time."""
+    world = replay(story, Seen)
+    assert isinstance(world, Seen)
+    return world.paths
+
+
+FOUR = "max_degree=4;" + ";".join(f"n{number} joins at {number} s" for number in (1, 2, 3, 4))
+
+
+def test_a_group_that_is_cut_off_has_no_way_up_until_it_is_healed() -> None:
+    paths = see(
+        f"{FOUR}; n1,n2 loses root,n3,n4,server at 10 s; n1,n2 regains root,n3,n4,server at 40 s;"
+        "time passes at 90 s"
+    )
+    cut_off = paths["regains"]
+    assert [name for name, path in cut_off.items() if not path] == ["n1", "n2"]
+    assert all(path[0] == "root" for path in paths["passes"].values())
+
+
+@pytest.mark.parametrize("deaf", ["root cannot_hear n1,n2", "n1,n2 cannot_hear root"])
+def test_who_is_not_heard_or_hears_nothing_has_no_way_up(deaf: str) -> None:
+    healed = deaf.replace("cannot_hear", "hears")
+    # Nor over anybody else: nobody has a place for them.
+    story = FOUR.replace("max_degree=4", "max_degree=2")
+    paths = see(f"{story}; {deaf} at 10 s; n3,n4 loses n1,n2 at 10 s; {healed} at 40 s")
+    assert not paths["hears"]["n1"]
+    assert not paths["hears"]["n2"]
+
+
+def test_nobody_joins_while_all_signals_are_lost_and_late_ones_arrive() -> None:
+    world = replay(
+        "n1 joins at 0 s; signals get_lost 100% at 2 s; n2 joins at 3 s;"
+        "signals get_through at 30 s;"
+        "signals get_late 100% at 31 s; n3 joins at 32 s; time passes at 50 s"
+    )
+    assert (world.count_joined, world.count_refused) == (2, 1)
+
+
+def test_a_root_that_stands_by_takes_over_when_the_root_crashes() -> None:
+    paths = see("n1 becomes_root at 0 s; n2 joins at 3 s; root crashes at 6 s; time passes at 30 s")
+    assert paths["crashes"]["n1"] == ["root", "n1"]
+    assert paths["passes"] == {"n1": ["n1"], "n2": ["n1", "n2"]}
+
+
+def test_a_root_that_takes_over_has_the_other_below_it() -> None:
+    paths = see("n1 joins at 0 s; n2 takes_over at 3 s; time passes at 20 s")
+    assert paths["passes"]["root"] == ["n2", "root"]
+
+
+def test_a_tree_without_a_root_waits_for_the_next() -> None:
+    paths = see(
+        "n1 joins at 0 s; n2 joins at 3 s; root leaves at 6 s; n3 becomes_root at 20 s;"
+        "time passes at 60 s; n3 crashes at 61 s"  # and in the end another one comes
+    )
+    assert not any(paths["becomes_root"].values())
+    assert {path[0] for path in paths["passes"].values()} == {"n3"}
+
+
+def test_a_node_whose_number_is_ahead_of_its_parents_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand_below = Ancestry._stand_below
+
+    def be_ahead(ancestry: Ancestry, descent: Descent) -> None:
+        epoch, count = descent.number
+        stand_below(ancestry, Descent((epoch, count + 1), descent.path))
+
+    monkeypatch.setattr(Ancestry, "_stand_below", be_ahead)
+    with pytest.raises(AssertionError, match=r"n1 has the number \(.*\), and its parent root"):
+        replay("n1 joins at 0 s; time passes at 5 s")
