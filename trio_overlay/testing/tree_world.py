@@ -17,6 +17,7 @@ from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.tree import LEAVE_TIMEOUT, TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import TreeChannel
+from trio_overlay.nodes.tree_way_up import MAX_REJOIN_DELAY
 from trio_overlay.protocol.filling import same
 from trio_overlay.testing.determinism import SteppedRun
 from trio_overlay.testing.history import History
@@ -28,6 +29,8 @@ ROOT = "root"
 LATE_ROOT = "lateroot"
 """Who comes at the end of a story that has left nobody to be the root."""
 BECOMES_ROOT, TAKES_OVER = "becomes_root", "takes_over"
+SEARCH_TIME = 5.0
+"""Seconds that a search for a parent takes if nothing goes wrong, and more than that."""
 WITHDRAWAL_DELAY = 2.0
 """Seconds in which a withdrawal has gone down every hop of a tree of thirty nodes."""
 
@@ -72,6 +75,7 @@ class TreeWorld(VirtualWorld):
         self.max_degree = int(settings.get("max_degree", "2"))
         self.request_timeout = float(settings.get("request_timeout", "10"))
         self.heartbeat = float(settings.get("heartbeat", "4"))
+        self._heartbeat = Heartbeat(self.heartbeat, 2.5 * self.heartbeat)
         self._searched_at = float("-inf")
         self.nodes: dict[str, TreeNode] = {}
         """Those that are open, the root among them, oldest first."""
@@ -95,6 +99,15 @@ class TreeWorld(VirtualWorld):
     @property
     def leave_timeout(self) -> float:
         return LEAVE_TIMEOUT
+
+    @property
+    def settle_timeout(self) -> float:
+        """Seconds from the end of all faults until all who live are in one tree: 35.
+
+        A neighbour that is gone is missed by then, a search that the faults have spoilt has come to
+        nothing, the longest delay before the next one has passed, and that one has succeeded.
+        """
+        return self._heartbeat.timeout + self.request_timeout + MAX_REJOIN_DELAY + SEARCH_TIME
 
     async def open(self, stack: AsyncExitStack) -> None:  # noqa: ARG002 - the root may crash
         self._emptiness = self.measure()
@@ -263,6 +276,12 @@ class TreeWorld(VirtualWorld):
                 f"{child} has the number {below.number}, and its parent {parent} {above.number}"
             )
 
+    def check_settled(self) -> None:
+        assert self.is_settled(), (
+            f"{self.settle_timeout:g} s after the last fault there are {self._list_tops()}, "
+            "without a parent that knows them, or leaves are still being moved"
+        )
+
     def check_quiet(self) -> None:
         self._check_that_all_was_heard()
         parents = self.parents()
@@ -289,7 +308,7 @@ class TreeWorld(VirtualWorld):
         assert self.network.count_open_peers == connections, "\n".join(self.network.list_open())
 
     def _check_that_it_is_one_tree(self, parents: Mapping[str, str]) -> None:
-        tops = [name for name in self.nodes if name not in parents]
+        tops = self._list_tops()
         assert len(tops) == 1, f"{tops} have no parent, or one who does not know of it"
         assert self.nodes[tops[0]].is_root, f"{tops[0]} is on top and not the root"
         for name, node in self.nodes.items():
@@ -299,6 +318,10 @@ class TreeWorld(VirtualWorld):
             ids = tuple(self.nodes[each].id for each in reversed(path))
             assert node.path == ids, f"{name} stands below {path[1:]}, and believes {node.path}"
             assert node.is_root == (name == tops[0]), f"{name} and {tops[0]} are roots"
+
+    def _list_tops(self) -> list[str]:
+        parents = self.parents()
+        return [name for name in self.nodes if name not in parents]
 
     def _check_belief(self, parent: str, child: str) -> None:
         """What the *parent* believes of the free places below the *child* is so."""
@@ -408,7 +431,7 @@ class TreeWorld(VirtualWorld):
             AUTHORITY,
             max_degree=self.max_degree,
             request_timeout=self.request_timeout,
-            heartbeat=Heartbeat(self.heartbeat, 2.5 * self.heartbeat),
+            heartbeat=self._heartbeat,
             network=self.network.host(name),
             rng=random.Random(f"{self.seed} {name}"),
         )

@@ -146,6 +146,12 @@ class VirtualWorld(abc.ABC):
         AssertionError: something does not.
         """
 
+    def check_settled(self) -> None:  # noqa: B027 - not all overlays promise a time
+        """What must hold once the overlay has had `settle_timeout` seconds to heal.
+
+        AssertionError: something does not.
+        """
+
     @abc.abstractmethod
     def check_quiet(self) -> None:
         """What must hold once nothing has happened for a long time.
@@ -323,6 +329,7 @@ class VirtualWorld(abc.ABC):
         while not self.is_settled() and trio.current_time() < settled_by:
             await trio.sleep(1)
             self.check()
+        self.check_settled()
         quiet_at = trio.current_time() + self.join_timeout + self.noticed_after
         while trio.current_time() < quiet_at + QUIET_DELAY:
             await trio.sleep(1)
