@@ -8,6 +8,7 @@ dots stand for anything.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -105,3 +106,26 @@ def test_a_page_that_shows_something_else_is_found(tmp_path: Path) -> None:
     assert live_through(page.format("hello ... at 3.4 s"), tmp_path) == 1
     with pytest.raises(AssertionError, match="hello 7"):
         live_through(page.format("hello 8 at 1.2 s"), tmp_path)
+
+
+def test_figures_of_the_page_on_sampling_are_those_of_the_command(tmp_path: Path) -> None:
+    """Those of a hundred peers, which take seconds; the command and its seed are the same."""
+    page = (DOCS / "sampling.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    (trio-overlay .*)$", page, re.MULTILINE)
+    command = command.partition(" --plot")[0].replace("10000", "100")
+    run(command, tmp_path)
+    report = json.loads((tmp_path / "100.json").read_text(encoding="utf-8"))["report"]
+    settled = report["settled"]
+    found, chance = settled["sampled"], settled["random"]
+    assert (
+        f"| 100 | {settled['mean_view']:.2f} | {settled['expected_view']:.2f} | "
+        f"1 to {len(settled['views']) - 1} | "
+        f"{found['clustering']:.4f} ({chance['clustering']:.4f}) | "
+    ) in page
+    for loss in report["losses"]:
+        if loss["share"] in (0.3, 0.5, 0.7, 0.9):
+            row = f"| {loss['share']:.0%} | {loss['mean']:.2%}, {loss['least']:.2%} |"
+            assert row.replace("%", " %") in page
+    here, there = report["breaks_at"], report["random_breaks_at"]
+    assert f"{here:.0%} (random graph: {there:.0%}) with 100".replace("%", " %") in page
+    assert (DOCS / "sampling-100.svg").exists()
