@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TypeVar
 
 import trio
@@ -10,6 +12,8 @@ import trio.testing
 from tests.cluster.world import LEASE, hear, open_world
 from tests.signaling.test_service import SECRET, offer, say
 from trio_overlay.channels.channel import Channel
+from trio_overlay.channels.network import UpgradeRequest
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.protocol.bootstrap import (
     ROOT_PATH_SUFFIX,
     SNAPSHOT,
@@ -25,6 +29,7 @@ from trio_overlay.protocol.bootstrap import (
     snapshot_parts,
 )
 from trio_overlay.protocol.switchboard import DEFAULT_HOLD_TIMEOUT
+from trio_overlay.testing.network import VirtualNetwork
 
 Clock = trio.testing.MockClock
 T = TypeVar("T")
@@ -84,6 +89,44 @@ async def test_the_root_that_stands_by_at_another_server_takes_over(autojump_clo
         # Nobody has answered the first one yet, so it is the new root's, too.
         assert await hear(standby) == offer().with_origin(first_id)
         assert await hear(standby) == offer().with_origin(second_id)
+
+
+async def test_a_root_whose_server_dies_is_the_root_at_another_and_all_joiners_reach_it(
+    autojump_clock: Clock,
+) -> None:
+    name = "a"
+
+    async def handle(request: UpgradeRequest) -> None:
+        (server,) = [each for each in world.servers if each.name == name]
+        await server.handle(request)
+
+    def node(who: str) -> AbstractAsyncContextManager[TreeNode]:
+        return open_tree_node("door:1", network=network.host(who), rng=random.Random(who))
+
+    async with (
+        open_world("a", "b", "c") as world,
+        VirtualNetwork(1) as network,
+        AsyncExitStack() as stack,
+    ):
+        network.listen("door:1", handle)
+        root, standby = [await stack.enter_async_context(node(who)) for who in ("root", "standby")]
+        await root.become_root(SECRET)
+        name = "b"
+        await standby.become_root(SECRET)
+        await trio.sleep(5)
+        assert (root.is_root, standby.is_root) == (True, False)
+        name = "c"
+        world.servers[0].crash()
+        await trio.sleep(3)  # the root has dialled again, and its former server is not yet missed
+        await world.start("a")
+        for name in "abc":
+            joiner = await stack.enter_async_context(node(f"joiner-{name}"))
+            await joiner.join()
+        await trio.sleep(1)  # a child counts when it has said that it is one
+        assert (root.children_count, standby.children_count) == (4, 0)
+        await trio.sleep(2 * LEASE)
+        assert (root.is_root, standby.is_root) == (True, False)
+        assert [each.server.status()["roots"] for each in world.servers] == [2, 2, 2]
 
 
 async def test_a_withdrawal_crosses_servers_within_a_round_trip(autojump_clock: Clock) -> None:

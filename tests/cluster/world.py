@@ -14,7 +14,7 @@ import trio
 from tests.signaling.test_service import SECRET, MemoryRequest
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.memory import MemoryChannel
-from trio_overlay.channels.network import Network, PeerConnection
+from trio_overlay.channels.network import Network, PeerConnection, UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ServerUnreachable
 from trio_overlay.protocol.bootstrap import BootstrapFrame, Hello, decode_bootstrap
@@ -92,6 +92,19 @@ class Server:
         with trio.fail_after(PATIENCE):
             await request.is_accepted.wait()
         return request.client
+
+    async def handle(self, request: UpgradeRequest) -> None:
+        """Serve somebody who came by a network; returns when that is over, or this server is."""
+        is_over = trio.Event()
+
+        async def serve() -> None:
+            try:
+                await self.server.handle_upgrade(request)
+            finally:
+                is_over.set()
+
+        self._nursery.start_soon(serve)
+        await is_over.wait()
 
     async def root(self, *, announced: bool = True) -> MemoryChannel:
         root = await self.dial(f"/{SECRET}/webrtc-bootstrap-root", ANNOUNCED if announced else "")

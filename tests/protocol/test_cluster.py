@@ -45,7 +45,7 @@ PARAMS = {"from": "a", "to": "b", "signal": {"type": "offer", "sdp": "v=0"}}
 MESSAGES: list[ServerMessage] = [
     Greeting(),
     Presence(),
-    Presence((RootEntry(0, 1.5, True), RootEntry(7, 2.0, False))),
+    Presence((RootEntry(0, 1.5, True, 1.5, "token", 3), RootEntry(7, 2.0, False, 0.5))),
     Farewell(),
     ToRoot(3, "f" * 32, True, '{"signal":{}}'),
     NoRoot("f" * 32),

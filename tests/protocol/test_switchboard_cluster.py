@@ -17,6 +17,8 @@ from trio_overlay.protocol.bootstrap import (
     Done,
     Hello,
     Refused,
+    Registration,
+    Role,
     SignalFrame,
     Withdrawn,
     decode_bootstrap,
@@ -120,8 +122,12 @@ class Town:
 
     # --- what happens ---------------------------------------------------------------------
 
-    def root(self, name: str, *, announced: bool = True) -> Root:
-        root, actions = self[name].enter_root(self.now, is_announced=announced)
+    def root(
+        self, name: str, *, announced: bool = True, registration: Registration | None = None
+    ) -> Root:
+        root, actions = self[name].enter_root(
+            self.now, is_announced=announced, registration=registration
+        )
         self.act(self[name], actions)
         self.deliver()
         self.sent = [each for each in self.sent if not isinstance(each[1], Hello)]
@@ -285,6 +291,84 @@ def test_a_root_that_came_back_at_another_server_is_told_of_withdrawals_from_bef
     assert town.says(joiner, Withdrawn(reason="cancelled"))[0][0] is again
 
 
+def roles(sent: Sent) -> list[tuple[Root, bool]]:
+    return [
+        (to, said.is_active) for to, said in sent if isinstance(said, Role) and isinstance(to, Root)
+    ]
+
+
+def test_a_root_that_returns_at_another_server_is_the_one_that_was_active() -> None:
+    town = Town("a", "b", "c")
+    root = town.root("a", registration=Registration("R"))
+    town.now += 1
+    standby = town.root("b", registration=Registration("S"))
+    assert roles(town.take())[:2] == [(root, True), (standby, False)]
+    joiner = town.prospect("c")
+    assert town.says(joiner, frame())[0][0] is root
+    town.kill("a")
+    town.now += 0.5
+    # Nobody knows yet that its server is dead.
+    again = town.root("c", registration=Registration("R", root.term))
+    assert (again, True) in roles(town.take())
+    assert (standby, True) not in roles(town.take())
+    assert [town[name].count_roots for name in "bc"] == [2, 2]
+    assert town.says(joiner, frame(CANDIDATE))[0][0] is again
+    for name in "bc":
+        assert [to for to, _ in town.says(town.prospect(name), frame())] == [again]
+    assert town.wait(2 * SILENCE) == []
+    assert [town[name].count_roots for name in "bc"] == [2, 2]
+
+
+def test_a_root_that_returns_elsewhere_ends_its_former_connection() -> None:
+    town = Town("a", "b")
+    former = town.root("a", registration=Registration("R"))
+    town.now += 1
+    again = town.root("b", registration=Registration("R", former.term))
+    assert town.closed == [former]
+    assert roles(town.take())[-1] == (again, True)
+    assert town.leaves(former) == []
+    town.wait(SILENCE)
+    for name in "ab":
+        assert town[name].count_roots == 1
+        assert town.says(town.prospect(name), frame())[0][0] is again
+
+
+def test_a_server_that_was_cut_off_does_not_bring_back_a_root_that_has_gone_elsewhere() -> None:
+    town = Town("a", "b", "c")
+    former = town.root("a", registration=Registration("R"))
+    town.disconnect("a")
+    town.now += 1
+    again = town.root("b", registration=Registration("R", former.term))
+    town.take()
+    assert town.says(town.prospect("c"), frame())[0][0] is again
+    town.connect("a")
+    assert town.closed == [former]
+    for name in "abc":
+        assert town.says(town.prospect(name), frame())[0][0] is again
+
+
+def test_who_took_over_stays_the_active_one_when_the_former_returns_anywhere() -> None:
+    town = Town("a", "b", "c")
+    root = town.root("a", registration=Registration("R"))
+    town.now += 1
+    standby = town.root("b", registration=Registration("S"))
+    town.take()
+    town.kill("a")
+    assert (standby, True) in roles(town.wait(SILENCE + 1))
+    again = town.root("c", registration=Registration("R", root.term))
+    assert (again, False) in roles(town.take())
+    assert town.says(town.prospect("c"), frame())[0][0] is standby
+
+
+def test_when_all_servers_restart_the_root_of_before_is_the_root_wherever_it_comes_to() -> None:
+    town = Town("a", "b")
+    standby = town.root("a", registration=Registration("S", 3))
+    town.now += 1
+    root = town.root("b", registration=Registration("R", 7))
+    assert {(root, True), (standby, False)} <= set(roles(town.take()))
+    assert town.says(town.prospect("a"), frame())[0][0] is root
+
+
 # --- servers go ---------------------------------------------------------------------------
 
 
@@ -295,8 +379,41 @@ def test_a_request_to_the_root_of_a_dead_server_goes_to_the_one_that_stands_by()
     town.root("b")
     town.kill("b")
     joiner = town.prospect("a")
-    assert town.says(joiner, frame())[0][0] is standby
+    assert [to for to, _ in town.says(joiner, frame())] == [standby]
     assert town["a"].count_roots == 1
+
+
+def test_what_did_not_reach_the_root_of_a_dead_server_reaches_the_next_once_and_in_order() -> None:
+    town = Town("a", "b", "c")
+    root = town.root("b", registration=Registration("R"))
+    joiner = town.prospect("a")
+    town.kill("b")
+    board = town["a"]
+    for said in (frame(), frame(CANDIDATE)):  # both are on their way
+        town.act(board, board.receive(town.now, joiner, said))
+    town.take()
+    assert board.count_held == 1
+    again = town.root("c", registration=Registration("R", root.term))
+    got = [said.signal for to, said in town.take() if isinstance(said, SignalFrame)]
+    assert got == [OFFER, CANDIDATE]
+    town.leaves(again)
+    kept = (*board._held.values(), *board._open.values())
+    assert board._held_size == sum(each.size for each in kept) > 0
+
+
+def test_what_did_not_reach_a_root_reaches_it_where_it_has_returned_meanwhile() -> None:
+    town = Town("a", "b", "c")
+    root = town.root("b", registration=Registration("R"))
+    joiner = town.prospect("a")
+    town.kill("b")
+    board = town["a"]
+    town.act(board, board.receive(town.now, joiner, frame()))
+    on_its_way = town.on_their_way.popleft()
+    town.now += 1
+    again = town.root("c", registration=Registration("R", root.term))
+    town.take()
+    town.on_their_way.append(on_its_way)
+    assert [to for to, _ in town.take()] == [again]
 
 
 def test_a_silent_server_is_gone_after_a_while_with_its_roots() -> None:
@@ -388,9 +505,23 @@ class AnyTown(RuleBasedStateMachine):
         self.roots: list[Root] = []
         self.done: set[str] = set()
         self.killed = 0
+        self.terms: dict[str, int] = {}
+        """Of roots of ours, by their tokens: the last that each was told."""
 
     def check(self, sent: Sent) -> None:
+        former = [each for each in self.town.closed if isinstance(each, Root)]
+        for root in former:
+            self.town.closed.remove(root)
+            assert root.token in {each.token for each in self.roots if each is not root} - {None}
+            sent = sent + self.town.leaves(root)
+        self.speak(sent)
+        self.roots = [root for root in self.roots if root not in former]
+
+    def speak(self, sent: Sent) -> None:
         for client, said in sent:
+            if isinstance(said, Role) and isinstance(client, Root) and said.is_active:
+                assert client.token is not None
+                self.terms[client.token] = said.term
             assert client in self.prospects or client in self.roots, "somebody gone is spoken to"
             if not isinstance(said, SignalFrame):
                 assert client.is_announced
@@ -408,6 +539,16 @@ class AnyTown(RuleBasedStateMachine):
     def root_comes(self, name: str, announced: bool) -> None:
         if name in self.names():
             self.roots.append(self.town.root(name, announced=announced))
+            self.check(self.town.take())
+
+    @rule(name=st.sampled_from("abc"), token=st.sampled_from("RST"))
+    def root_of_ours_comes_or_returns(self, name: str, token: str) -> None:
+        """Perhaps before its former connection is known to be gone."""
+        if name in self.names():
+            self.town.now += 0.1
+            self.terms.setdefault(token, 0)
+            registration = Registration(token, self.terms[token])
+            self.roots.append(self.town.root(name, registration=registration))
             self.check(self.town.take())
 
     @precondition(lambda self: self.roots)
@@ -496,6 +637,8 @@ class AnyTown(RuleBasedStateMachine):
         }
         assert len(orders) <= 1
         assert sum(map(len, orders)) == len(self.roots)
+        tokens = [root.token for root in self.roots if root.token is not None]
+        assert len(tokens) == len(set(tokens))
         for prospect in self.prospects:
             board = self.town.boards[tag_of(prospect.identifier) or ""]
             self.town.act(board, board.leave(self.town.now, prospect))

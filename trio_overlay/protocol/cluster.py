@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final, TypeAlias, assert_never
 
 from trio_overlay.errors import MalformedFrame
@@ -61,6 +61,13 @@ class RootEntry:
     registered_at: float
     """Seconds by the clock of Redis: the newest root of all is the active one."""
     is_announced: bool
+    came_at: float
+    """When it dialled, by the same clock: of two with one token, the earlier is only not yet known
+    to be gone."""
+    token: str | None = None
+    """What a root of ours calls itself, wherever it registers."""
+    term: int = 0
+    """Of its last activity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +177,7 @@ def _fields(message: ServerMessage) -> dict[str, JSON]:
         case Greeting():
             return {"type": "greeting"}
         case Presence(roots):
-            rows = [[each.number, each.registered_at, each.is_announced] for each in roots]
-            return {"type": "presence", "roots": rows}
+            return {"type": "presence", "roots": [list(astuple(each)) for each in roots]}
         case Farewell():
             return {"type": "farewell"}
         case ToRoot(root, origin, begins, text):
@@ -267,15 +273,32 @@ def _message(value: dict[str, JSON]) -> ServerMessage:
 
 def _root_entry(row: JSON) -> RootEntry:
     match row:
-        case [number, int() | float() as registered_at, bool(is_announced)]:
-            return RootEntry(_number(number), float(registered_at), is_announced)
-    raise MalformedFrame("a root is its number, the time it registered at, and a yes or no")
+        case [
+            number,
+            int() | float() as registered_at,
+            bool(is_announced),
+            int() | float() as came_at,
+            str() | None as token,
+            term,
+        ]:
+            return RootEntry(
+                _number(number),
+                float(registered_at),
+                is_announced,
+                float(came_at),
+                token,
+                _number(term),
+            )
+    raise MalformedFrame(
+        "a root is its number, the time it registered at, a yes or no, the time it came at, "
+        "its token and its term"
+    )
 
 
 def _number(value: JSON) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_NUMBER:
         return value
-    raise MalformedFrame("the number of a root is a whole number")
+    raise MalformedFrame("the number of a root, or its term, is a whole number")
 
 
 def _text(value: dict[str, JSON], key: str) -> str:

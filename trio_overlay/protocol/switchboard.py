@@ -92,6 +92,8 @@ class Root:
     registered_at: float = 0.0
     """By the clock of the cluster; before all others if it stands by. The roots of all servers have
     one order, see `_order`, and the last in it is the active one."""
+    came_at: float = 0.0
+    """By the same clock."""
     token: str | None = None
     """What a root of ours calls itself."""
     term: int = 0
@@ -181,8 +183,8 @@ class _Held:
 
     sender: Prospect
     expires_at: float
-    frames: list[tuple[bool, str]] = field(default_factory=list)
-    """Whether it begins a request, and the text."""
+    frames: list[tuple[bool, str, Root | None]] = field(default_factory=list)
+    """Whether it begins a request, the text, and to which root it went."""
     size: int = 0
 
 
@@ -293,7 +295,14 @@ class Switchboard:
         """What the other servers must know, and be told again before they take us for gone."""
         return Presence(
             tuple(
-                RootEntry(root.number, root.registered_at, root.is_announced)
+                RootEntry(
+                    root.number,
+                    root.registered_at,
+                    root.is_announced,
+                    root.came_at,
+                    root.token,
+                    root.term,
+                )
                 for root in self._roots
                 if root.server == self.tag
             )
@@ -309,8 +318,8 @@ class Switchboard:
         One without a *registration* is the active one as long as no newer one comes; so is one of
         ours that takes over, or was active after the one that is. Any other stands by.
         """
-        number = next(self._root_numbers)
-        root = Root(is_announced, self.tag, number, now + (self._clock_offset or 0.0))
+        number, came_at = next(self._root_numbers), now + (self._clock_offset or 0.0)
+        root = Root(is_announced, self.tag, number, registered_at=came_at, came_at=came_at)
         actions: list[Action] = []
         if is_announced:
             actions.append(_send(root, Hello(None, _EXTENSIONS)))
@@ -419,6 +428,7 @@ class Switchboard:
         if self._clock_offset is None:
             for root in self._roots:  # who came before this server knew of a cluster
                 root.registered_at += time - now
+                root.came_at += time - now
         self._clock_offset = time - now
         self.is_connected = True
         self._servers = dict.fromkeys(self._servers, now)
@@ -473,13 +483,15 @@ class Switchboard:
         if is_certain and self.is_connected:
             actions += self._forget(now, forward.server)
         match message:
-            case ToRoot(_, origin, begins, text):
+            case ToRoot(number, origin, begins, text):
                 sender = self._prospects.get(origin)
                 if sender is None:
                     return actions
-                if is_certain:
-                    return [*actions, *self._to_root(now, sender, begins, text)]
-                return [*actions, *self._turn_away(sender, reason)]
+                if not is_certain:
+                    return [*actions, *self._turn_away(sender, reason)]
+                if self._must_go_again(sender, begins, text, (forward.server, number)):
+                    actions += self._to_root(now, sender, begins, text)
+                return actions
             case ToProspect(destination, origin):
                 sender = self._prospects.get(origin)
                 if sender is None or not sender.is_announced:
@@ -499,15 +511,23 @@ class Switchboard:
 
     def _know_roots(self, now: float, server: str, entries: tuple[RootEntry, ...]) -> list[Action]:
         known = {root.number: root for root in self._roots if root.server == server}
+        actions: list[Action] = []
         for entry in entries:
             root = known.pop(entry.number, None)
             if root is None:
                 root = Root(entry.is_announced, server, entry.number, entry.registered_at)
+                root.came_at, root.token = entry.came_at, entry.token
+                former = self._root_called(entry.token)
+                if former is not None:
+                    if _came(root) < _came(former):
+                        continue  # its server does not know yet that it has gone elsewhere
+                    actions += self._replace(former, root)
                 self._roots.append(root)
-        for gone in known.values():
-            self._roots.remove(gone)
+            root.term = entry.term
+            self._term = max(self._term, root.term)
+        self._roots = [root for root in self._roots if root not in known.values()]
         self._roots.sort(key=_order)
-        return self._flush(now)
+        return [*actions, *self._flush(now)]
 
     def _forget(self, now: float, server: str) -> list[Action]:
         self._servers.pop(server, None)
@@ -648,14 +668,14 @@ class Switchboard:
                 sender.root = self.root
                 continue
             self._forget_open(sender)
-            for begins, text in open_.frames:
+            for begins, text, _ in open_.frames:
                 actions += self._to_root(now, sender, begins, text)
         for held in list(self._held.values()):
             root = self._root_for(held.sender)
             if root is None or not self._is_reachable(root):
                 continue
             self._let_go(held.sender)
-            for begins, text in held.frames:
+            for begins, text, _ in held.frames:
                 actions += self._to_root(now, held.sender, begins, text)
         return actions
 
@@ -667,23 +687,17 @@ class Switchboard:
         ):
             return self._turn_away(sender, f"{self._why_no_root()}, and too much waits for one")
         self._held[sender.identifier] = held
-        held.frames.append((begins, text))
+        held.frames.append((begins, text, None))
         held.size += len(text)
         self._held_size += len(text)
         return []
 
     def _rank(self, now: float, root: Root, registration: Registration) -> list[Action]:
         """Decide where *root*, which is about to enter, stands among the others."""
-        for ghost in self._roots:
-            if ghost.server == self.tag and ghost.token == root.token:
-                self._roots.remove(ghost)
-                root.registered_at, root.term = ghost.registered_at, max(ghost.term, root.term)
-                if self._active is ghost:
-                    self._active = root
-                for prospect in self._prospects.values():
-                    if prospect.root is ghost:
-                        prospect.root = root
-                return [Close(ghost, "you have come back on another connection")]
+        former = self._root_called(root.token)
+        if former is not None:
+            root.registered_at, root.term = former.registered_at, max(former.term, root.term)
+            return self._replace(former, root)
         active = self.root
         if active is not None and not (
             registration.takes_over or self._was_active_later(now, root, active)
@@ -691,12 +705,32 @@ class Switchboard:
             root.registered_at = min(each.registered_at for each in self._roots) - 1.0
         return []
 
+    def _root_called(self, token: str | None) -> Root | None:
+        for root in self._roots:
+            if token is not None and root.token == token:
+                return root
+        return None
+
+    def _replace(self, former: Root, root: Root) -> list[Action]:
+        """*former* has come back as *root*, at this server or another."""
+        self._roots.remove(former)
+        if self._active is former:
+            self._active = root
+        for prospect in self._prospects.values():
+            if prospect.root is former:
+                prospect.root = root
+        if former.server != self.tag:
+            return []
+        return [Close(former, "you have come back on another connection"), *self._announce()]
+
     def _was_active_later(self, now: float, root: Root, active: Root) -> bool:
         """Whether *root* was active before this server began, and the *active* one was not then."""
-        if active.server != self.tag or active.token is None:
+        if active.token is None:
             return False
         if root.term > active.term:
             return True
+        if active.server != self.tag:
+            return False
         # After a restart, whoever came first was given the term that others may have had before.
         has_just_come = now + (self._clock_offset or 0.0) - active.registered_at < RETURN_TIMEOUT
         return has_just_come and root.term == active.term > active.brought_term
@@ -704,11 +738,12 @@ class Switchboard:
     def _tell_roles(self) -> list[Action]:
         """The roots may be others, or in another order: tell those of ours which one is active."""
         active = self.root
+        actions: list[Action] = []
         if active is not self._active:
             self._active = active
             if active is not None and active.server == self.tag:
                 self._term = active.term = max(self._term + 1, active.term)
-        actions: list[Action] = []
+                actions += self._announce()  # by its term it is known if it comes back elsewhere
         for root in self._roots:
             if root.token is not None and root.server == self.tag and active is not None:
                 role = Role(root is active, active.term, len(self._roots) - 1)
@@ -729,9 +764,32 @@ class Switchboard:
         ):
             return
         self._open[sender.identifier] = kept
-        kept.frames.append((begins, text))
+        kept.frames.append((begins, text, sender.root))
         kept.size += len(text)
         self._held_size += len(text)
+
+    def _must_go_again(
+        self, sender: Prospect, begins: bool, text: str, former: tuple[str, int]
+    ) -> bool:
+        """Whether a frame that did not reach the root *former*, by its server and number, is due.
+
+        It is not if it waits for a root, or if `_flush` has sent it to the next one.
+        """
+        held, kept = self._held.get(sender.identifier), self._open.get(sender.identifier)
+        if held is not None and (begins, text, None) in held.frames:
+            return False
+        if kept is None:
+            return True
+        for frame in kept.frames:
+            *said, root = frame
+            if said == [begins, text] and root is not None:
+                if (root.server, root.number) != former:
+                    return False
+                kept.frames.remove(frame)
+                kept.size -= len(text)
+                self._held_size -= len(text)
+                return True
+        return True
 
     def _forget_open(self, prospect: Prospect) -> None:
         kept = self._open.pop(prospect.identifier, None)
@@ -862,6 +920,10 @@ def _is_same(root: Root, former: Root | None) -> bool:
 
 def _order(root: Root) -> tuple[float, str, int]:
     return root.registered_at, root.server, root.number
+
+
+def _came(root: Root) -> tuple[float, str, int]:
+    return root.came_at, root.server, root.number
 
 
 def _no_such(to: Prospect, destination: str) -> Send:
