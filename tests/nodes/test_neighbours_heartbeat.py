@@ -66,6 +66,21 @@ async def test_neighbour_is_asked_once_in_a_silence_and_then_left(
         assert world["b"].inview == {}
 
 
+async def test_who_was_held_up_itself_asks_again(autojump_clock: MockClock) -> None:
+    """As a laptop that was closed for a minute: what came meanwhile has not been read yet."""
+    async with (
+        open_world("b", heartbeat=HEARTBEAT) as world,
+        world.stranger("x", "b") as stranger,
+    ):
+        for _ in range(3):
+            assert await stranger.hear() == Beat(asks=True)
+            autojump_clock.jump(60)
+        assert await stranger.hear() == Beat(asks=True)
+        await stranger.say(Beat(asks=False))
+        assert await stranger.hear() == Beat(asks=True)
+        assert world["b"].inview == {"x-O": 1}
+
+
 async def test_data_are_signs_of_life_and_who_talks_is_not_asked(autojump_clock: MockClock) -> None:
     async with (
         open_world("b", heartbeat=HEARTBEAT) as world,

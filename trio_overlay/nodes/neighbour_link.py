@@ -238,20 +238,31 @@ class Link:
 
     async def _watch(self, heartbeat: Heartbeat) -> None:
         """Ask for a sign of life when there was none for a while, and end when none comes."""
-        asked_at = -math.inf
         while True:
+            silent_at = self._heard_at + heartbeat.interval
+            if trio.current_time() < silent_at:
+                await trio.sleep_until(silent_at)
+                continue  # it may have been heard meanwhile
             # Asked once for each silence: nothing gets lost on a channel.
-            has_asked = asked_at > self._heard_at
-            seconds = heartbeat.timeout if has_asked else heartbeat.interval
-            await trio.sleep_until(self._heard_at + seconds)
-            if trio.current_time() < self._heard_at + seconds:
-                continue  # it was heard meanwhile
-            if has_asked:
+            self.post(BEAT_PID, Beat(asks=True))
+            if not await self._is_heard_again(heartbeat):
                 reason = f"no sign of life for {heartbeat.timeout:g} s"
                 self.end_nowait(reason, ConnectionFailed(reason))
                 return
-            self.post(BEAT_PID, Beat(asks=True))
-            asked_at = trio.current_time()
+
+    async def _is_heard_again(self, heartbeat: Heartbeat) -> bool:
+        """Whether anything comes from now on; or else, whether that says nothing of the neighbour.
+
+        If it was this program that was held up, what has come may not have been read yet.
+        """
+        now = asked_at = trio.current_time()
+        over_at = asked_at + heartbeat.timeout - heartbeat.interval
+        while now < over_at:
+            await trio.sleep_until(min(now + heartbeat.interval, over_at))
+            now = trio.current_time()
+            if self._heard_at >= asked_at:
+                return True
+        return now > over_at + heartbeat.interval
 
     async def _read_frames(self) -> None:
         while True:
