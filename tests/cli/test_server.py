@@ -117,7 +117,8 @@ async def test_a_file_and_its_options_are_obeyed(tmp_path: Path) -> None:
     (tmp_path / "www" / "hello.txt").write_text("hello")
     config = tmp_path / "config.toml"
     config.write_text(f'secret = "{SECRET}"\nport = 1\npublic = "www"\nseed = 1\n')
-    options = ("--port", "0", "--broker-path", "/peers", "--broker-path", "/find")
+    options = ["--port", "0", "--broker-path", "/peers", "--broker-path", "/find"]
+    options += ["--broker-timeout", "2.5"]
     async with running(str(config), *options) as server:
         await assert_serves(server.url, SECRET)
         async with open_websocket_channel(f"{server.url}/join?trio-overlay=1") as prospect:
@@ -127,6 +128,10 @@ async def test_a_file_and_its_options_are_obeyed(tmp_path: Path) -> None:
             async with open_websocket_channel(f"{server.url}{path}") as peer:
                 await peer.send('{"id":1,"method":"ping"}')
                 assert json.loads(await peer.receive())["result"] == "pong"
+        async with open_websocket_channel(server.url) as peer:
+            with trio.fail_after(PATIENCE), pytest.raises(trio.EndOfChannel):
+                await peer.receive()
+            assert peer.close_reason == "nothing was heard for 2.5 s"
         host, port = server.url.removeprefix("ws://").split(":")
         async with await trio.open_tcp_stream(host, int(port)) as stream:
             await stream.send_all(b"GET /hello.txt HTTP/1.1\r\nHost: x\r\n\r\n")

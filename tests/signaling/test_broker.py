@@ -20,7 +20,7 @@ from trio_overlay.channels.memory import MemoryChannel
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ClusterUnavailable, UsageError
 from trio_overlay.protocol.broker import ID_TAKEN, UNAVAILABLE, PeerSignal, peer_signal
-from trio_overlay.protocol.broker_registrations import BrokerLimits
+from trio_overlay.protocol.broker_registrations import DEFAULT_LEASE, BrokerLimits
 from trio_overlay.signaling import limits
 from trio_overlay.signaling.broker import QUESTION_TIMEOUT
 from trio_overlay.signaling.connection import CLOSE_TIMEOUT
@@ -145,6 +145,27 @@ async def test_an_id_is_free_as_soon_as_its_connection_is_gone(autojump_clock: C
         await trio.testing.wait_all_tasks_blocked()
         assert await call(bob, "exists", id="ada") is False
         await world.registered("ada")
+
+
+@pytest.mark.parametrize("lease", [None, 45.5, 600])
+async def test_the_id_of_a_half_open_connection_is_free_in_a_stated_time(
+    lease: float | None, autojump_clock: Clock
+) -> None:
+    options: dict[str, Any] = {}
+    if lease is not None:
+        options["broker_limits"] = BrokerLimits(lease=lease)
+    async with open_world(**options) as world:
+        other = await world.dial()
+        ada = await world.registered("ada")
+        await trio.sleep(20)
+        assert await call(ada, "ping") == "pong"
+        # From now on nothing comes from the one, and nobody is told that nothing ever will.
+        last_heard_at = trio.current_time()
+        while (answer := await call(other, "register", id="ada")) != "ada":
+            assert answer == ID_TAKEN
+            await trio.sleep(1.1)
+        assert 0 <= trio.current_time() - last_heard_at - (lease or DEFAULT_LEASE) < 1.2
+        assert DEFAULT_LEASE == 100
 
 
 async def test_a_silent_connection_is_closed_after_its_lease(autojump_clock: Clock) -> None:

@@ -30,6 +30,7 @@ def test_a_file_in_json_or_toml_says_the_same(tmp_path: Path) -> None:
         "seed": 7,
         "log_level": "debug",
         "broker_path": ["/peers"],
+        "broker_timeout": 60,
     }
     toml = "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
     expected = ServerConfiguration(
@@ -75,6 +76,7 @@ def test_options_win_over_the_file_and_the_file_over_the_environment(tmp_path: P
         ("c.json", '{"host": 7}', "key 'host'"),
         ("c.json", '{"broker_path": ["peers"]}', "key 'broker_path': a path that begins"),
         ("c.json", '{"broker_path": ["/peers", 5]}', "key 'broker_path'"),
+        ("c.json", '{"broker_timeout": 0}', "key 'broker_timeout': seconds above zero"),
         ("c.json", '{"log_level": "loud"}', "key 'log_level': one of debug"),
         ("c.json", '{"secret": "x",\n "secrte": "x"}', "line 2, key 'secrte': there is no such"),
         ("c.json", '{"port": 1,\n "port": 2}', "key 'port' is there twice"),

@@ -11,6 +11,7 @@ import trio
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.cli.running import run_until_stopped, set_up_logging
 from trio_overlay.cli.workers import serve_with_workers
+from trio_overlay.protocol.broker_registrations import DEFAULT_LEASE, BrokerLimits
 from trio_overlay.signaling.broker import BROKER_PATHS
 from trio_overlay.signaling.config import (
     DEFAULT_PORT,
@@ -22,10 +23,10 @@ from trio_overlay.signaling.server import ListeningServer, serve_signaling
 
 _EPILOG = """\
 CONFIG is a JSON file, or a TOML file when its name ends in .toml, with the keys secret, host, port,
-timeout, public, seed, redis, workers, log_level and broker_path (one or a list). Of the
-environment, SECRET and PORT count. Options win over the file, the file over the environment. There
-is no option for the secret: others could see it in the list of processes. For the same reason, a
-Redis with a password belongs in the file.
+timeout, public, seed, redis, workers, log_level, broker_path (one or a list) and broker_timeout. Of
+the environment, SECRET and PORT count. Options win over the file, the file over the environment.
+There is no option for the secret: others could see it in the list of processes. For the same
+reason, a Redis with a password belongs in the file.
 """
 
 
@@ -58,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="where the broker is, too, beside / and /broker; may be given several times",
     )
+    parser.add_argument(
+        "--broker-timeout",
+        type=float,
+        metavar="SECONDS",
+        help=f"how long a peer that has fallen silent keeps its id (default: {DEFAULT_LEASE:g}; "
+        "peers are heard every 45 s)",
+    )
     parser.add_argument("--log-level", choices=LOG_LEVELS, help="(default: info)")
     parser.set_defaults(run=run_server)
 
@@ -65,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_server(arguments: argparse.Namespace) -> int:
     names = (
         *("host", "port", "timeout", "public", "seed", "redis", "workers", "log_level"),
-        "broker_path",
+        *("broker_path", "broker_timeout"),
     )
     configuration = load_configuration(
         arguments.config, options={name: getattr(arguments, name) for name in names}
@@ -102,6 +110,7 @@ async def start_server(
             redis=configuration.redis,
             reuse_port=reuse_port,
             broker_paths=(*BROKER_PATHS, *configuration.broker_path),
+            broker_limits=BrokerLimits(lease=configuration.broker_timeout),
         )
     )
     return listening
