@@ -129,8 +129,10 @@ def look_for_a_failure(
         )
     console.print(f"seed {seed}: {run.count_stories:,} stories, {run.count_steps:,} steps")
     if run.failure is None:
-        console.print("no failure")
-        return 0
+        console.print("interrupted; no failure so far" if run.is_interrupted else "no failure")
+        return 130 if run.is_interrupted else 0
+    if run.is_interrupted:
+        console.print("interrupted: the story may be longer than it need be")
     console.print(f"\n{describe(run.failure)}\n")
     if run.story is None or not run.story.steps:
         traceback.print_exception(run.failure)

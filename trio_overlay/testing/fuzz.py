@@ -38,6 +38,8 @@ class FuzzRun:
     """The shortest that was found to fail; None if none did."""
     failure: Exception | None = None
     """What came out of it."""
+    is_interrupted: bool = False
+    """Whether Ctrl-C ended it; a story that had failed is then not as short as it could be."""
 
 
 class _TimeIsUp(BaseException):
@@ -59,9 +61,18 @@ def fuzz(
     begins later than *max_seconds* of real time from now; shrinking takes the time it takes, up
     to Hypothesis's own limit of five minutes. The same *machine*, *seed*, *max_examples* and
     *max_steps* tell the same stories, with the same version of Hypothesis; nothing is read from
-    its database or written to it. *on_progress* is called with the run after each step.
+    its database or written to it. *on_progress* is called with the run after each step. Ctrl-C
+    ends it, and is not raised.
     """
     run = FuzzRun()
+    shortest: tuple[Story | None, Exception] | None = None
+
+    def note_failure(story: Story | None, error: Exception) -> None:
+        nonlocal shortest
+        run.has_failed = True
+        if shortest is None or _length(story) <= _length(shortest[0]):
+            shortest = story, error
+
     ends_at = float("inf") if max_seconds is None else time.monotonic() + max_seconds
 
     class Observed(machine):  # type: ignore[misc, valid-type]  # which one is known only now
@@ -78,11 +89,12 @@ def fuzz(
             # The last story that Hypothesis lives through, if one failed, is the shrunk one.
             run.story = getattr(self, "story", None)
             error = sys.exc_info()[1]
-            run.has_failed |= _is_failure(error)
+            if isinstance(error, Exception) and not isinstance(error, UnsatisfiedAssumption):
+                note_failure(run.story, error)
             try:
                 super().teardown()
-            except Exception:
-                run.has_failed = True
+            except Exception as at_the_end:
+                note_failure(run.story, at_the_end)
                 raise
             # Not between two stories: one that draws nothing is inconsistent to Hypothesis.
             if error is None and not run.has_failed and time.monotonic() >= ends_at:
@@ -108,6 +120,12 @@ def fuzz(
         run.failure = error
         if run.story is not None:
             run.story = shorten(run.story, machine.open_world)
+        return run
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        run.is_interrupted = True
+        run.story, run.failure = shortest or (None, None)
         return run
     run.story = None
     return run
@@ -152,6 +170,11 @@ def _kinds_of(error: BaseException) -> Iterator[str]:
         yield type(error).__qualname__
 
 
-def _is_failure(error: BaseException | None) -> bool:
-    """Whether *error*, on its way out of a story, is more than Hypothesis's wish to stop it."""
-    return isinstance(error, Exception) and not isinstance(error, UnsatisfiedAssumption)
+def _length(story: Story | None) -> int:
+    return 0 if story is None else len(story.steps)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):  # out of the nurseries of a story
+        return error.subgroup(KeyboardInterrupt) is not None
+    return isinstance(error, KeyboardInterrupt)
