@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from trio_overlay.testing.sampling import SamplingMachine
 
-BOUNDED = 5
+BOUNDED = 4
 """Stories in an ordinary run: a few seconds for each test."""
 
 
@@ -35,7 +35,7 @@ def how_long() -> settings:
     profile = settings()
     is_long = profile.max_examples > 1_000
     return settings(
-        stateful_step_count=60 if is_long else 15,
+        stateful_step_count=60 if is_long else 12,
         max_examples=profile.max_examples if is_long else BOUNDED,
     )
 

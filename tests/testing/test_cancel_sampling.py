@@ -123,10 +123,10 @@ SCENARIOS: dict[str, tuple[Scenario, int, int]] = {
     # Each with the fewest checkpoints that it may have, and how many of them are passed over in
     # an ordinary run: the long ones have hundreds, and whole handshakes of others among them.
     "joining": (joining, 10, 1),
-    "joining_by_whom_it_finds": (joining_by_whom_it_finds, 10, 1),
+    "joining_by_whom_it_finds": (joining_by_whom_it_finds, 10, 2),
     "leaving": (leaving, 2, 1),
-    "living": (living, 100, 23),
-    "being_the_contact": (being_the_contact, 100, 13),
+    "living": (living, 100, 47),
+    "being_the_contact": (being_the_contact, 100, 29),
 }
 
 
