@@ -4,6 +4,7 @@ and the others' views and arcs agree. `HYPOTHESIS_PROFILE=long` tries each check
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,8 +14,9 @@ from hypothesis import settings
 
 from tests.nodes.neighbourhoods import by_callbacks
 from tests.nodes.samplings import Samplings, open_town
-from trio_overlay.nodes.neighbours import ATTEMPT_TIMEOUT, Neighbours
-from trio_overlay.nodes.sampling import Sampling
+from trio_overlay.nodes.neighbours import ATTEMPT_TIMEOUT, Neighbours, open_neighbours
+from trio_overlay.nodes.sampling import Sampling, open_sampling
+from trio_overlay.protocol.sampling_frames import PROTOCOL_ID
 from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_checkpoint
 
 LONG = 1e6
@@ -87,6 +89,8 @@ async def leaving(trial: Trial) -> None:
     async with open_four() as town, unharmed(town, "c", "d"):
         with trial.under_test():
             await town["a"].leave()
+        arcs = town["a"].neighbours
+        assert not town["a"].has_left or arcs.outview == arcs.inview == {}
         await town.remove("a")
 
 
@@ -99,6 +103,23 @@ async def living(trial: Trial) -> None:
                 await trio.sleep(1)
                 await begin_exchange(node)
                 await trio.sleep(SETTLING)
+
+
+async def sampling_on_a_peer_that_stays(trial: Trial) -> None:
+    async with open_four() as town, unharmed(town, "a", "c"):
+        network = town.network.host("x")
+        async with open_neighbours(
+            "chat", peer="x", network=network, heartbeat=None, rng=random.Random(2)
+        ) as chat:
+            with trial.under_test():
+                async with (
+                    chat.open_protocol(PROTOCOL_ID) as arcs,
+                    open_sampling(arcs, interval=LONG, rng=random.Random(1)) as node,
+                ):
+                    await node.join(await by_callbacks(arcs, town["a"].neighbours))
+                    await trio.sleep(1)
+            await trio.sleep(SETTLING)
+            assert chat.neighbours().outview == chat.neighbours().inview == {}
 
 
 async def being_the_contact(trial: Trial) -> None:
@@ -126,6 +147,7 @@ SCENARIOS: dict[str, tuple[Scenario, int, int]] = {
     "joining_by_whom_it_finds": (joining_by_whom_it_finds, 10, 2),
     "leaving": (leaving, 2, 1),
     "living": (living, 100, 47),
+    "sampling_on_a_peer_that_stays": (sampling_on_a_peer_that_stays, 20, 5),
     "being_the_contact": (being_the_contact, 100, 29),
 }
 

@@ -120,7 +120,8 @@ async def open_sampling(
     *ice_servers*, *network* and *heartbeat* are as for `open_neighbours`.
 
     Leaving the context leaves the network at once, as a crash would, but noticed; `Sampling.leave`
-    mends it before.
+    mends it before. Leave *neighbours*, too: it goes on to take arcs that were on their way, and
+    others would think that somebody samples here.
 
     ValueError: *interval* is not above 0, *a* less than 1, *b* negative, *max_arcs* less than 1.
     """
