@@ -1,12 +1,13 @@
 """How much a broker does: registrations and signals a second, and the memory of idle connections.
 
-    python -m benchmarks.broker --peers 1000
-    python -m benchmarks.broker --redis redis://127.0.0.1:6379 --workers 2
+    python -m benchmarks.broker --peers 500
+    python -m benchmarks.broker --redis redis://127.0.0.1:6379 --workers 1 2 --rounds 3
 
 The broker is ``trio-overlay server``, in processes of its own, with all its limits in force; the
-peers are plain WebSocket connections in this process. The peers need about as much CPU as the
-broker does, so on fewer than two cores free the rates are of both together; CPU is the
-broker's alone, all of its processes.
+peers are plain WebSocket connections in this process. Kinds of brokers take turns, so that what
+else the machine does meets all of them; figures are medians of the rounds. The peers need about as
+much CPU as the broker does, so on fewer than two cores free the rates are of both together; CPU is
+the broker's alone, all of its processes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import trio
 from rich.console import Console
@@ -72,16 +74,54 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.broker", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--peers", type=int, default=500, metavar="N", help="connections (500)")
-    add("--workers", type=int, default=1, metavar="N", help="processes of the broker (1)")
-    add("--redis", metavar="URL", help="what the workers share; needed for more than one")
+    add("--redis", metavar="URL", help="a Redis, to measure brokers that share it as well")
+    add("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="of those (1 and 2)")
+    add("--rounds", type=int, default=1, metavar="N", help="measure each so often (1)")
     return parser.parse_args(arguments)
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A broker of so many processes, which share a Redis, or a single one without."""
+
+    workers: int
+    redis: str | None
+
+    def __str__(self) -> str:
+        return "1, alone" if self.redis is None else f"{self.workers}, with Redis"
+
+    @property
+    def arguments(self) -> list[str]:
+        if self.redis is None:
+            return []
+        return ["--workers", str(self.workers), "--redis", self.redis]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one round with one broker came to."""
+
+    rates: list[Rate]
+    memory: float
+    """Bytes of the broker's for each idle connection."""
+
+
 async def measure(options: argparse.Namespace) -> None:
-    """Have the peers connect, register and signal, and print what it took."""
-    count = options.peers // 2 * 2
+    """Let each kind of broker in turn show what it does, and print it."""
+    kinds = [Kind(1, None)]
+    if options.redis is not None:
+        kinds += [Kind(workers, options.redis) for workers in options.workers]
+    found: dict[Kind, list[Figures]] = {kind: [] for kind in kinds}
+    for _ in range(options.rounds):
+        for kind in kinds:
+            found[kind].append(await measure_one(kind, options.peers // 2 * 2))
+    report(options.peers // 2 * 2, found)
+
+
+async def measure_one(kind: Kind, count: int) -> Figures:
+    """Have *count* peers connect, register and signal."""
     async with AsyncExitStack() as stack:
-        broker = await stack.enter_async_context(open_broker_process(options))
+        broker = await stack.enter_async_context(open_broker_process(kind))
         before = broker.memory()
         began, cpu_began = time.perf_counter(), broker.cpu_seconds()
         dials = [open_websocket_channel(broker.url) for _ in range(count)]
@@ -100,7 +140,7 @@ async def measure(options: argparse.Namespace) -> None:
                 nursery.start_soon(wait_until_ready, number, peer)
         rates.append(await rate("registrations", broker, peers, register_often, REGISTRATIONS))
         rates.append(await rate("signals", broker, peers, exchange_signals, SIGNALS))
-    report(options.workers, count, memory, rates)
+    return Figures(rates, memory)
 
 
 class BrokerProcess:
@@ -137,11 +177,9 @@ class BrokerProcess:
 
 
 @asynccontextmanager
-async def open_broker_process(options: argparse.Namespace) -> AsyncIterator[BrokerProcess]:
+async def open_broker_process(kind: Kind) -> AsyncIterator[BrokerProcess]:
     command = [sys.executable, "-m", "trio_overlay", "server", "--host", "127.0.0.1", "--port", "0"]
-    command += ["--log-level", "error", "--workers", str(options.workers)]
-    if options.redis is not None:
-        command += ["--redis", options.redis]
+    command += ["--log-level", "error", *kind.arguments]
     process = await trio.lowlevel.open_process(
         command, stdout=subprocess.PIPE, env={**os.environ, "SECRET": "benchmark"}
     )
@@ -210,20 +248,27 @@ async def exchange_signals(number: int, peers: list[Channel]) -> None:
             await channel.receive()
 
 
-def report(workers: int, peers: int, memory: float, rates: list[Rate]) -> None:
-    console = Console()
+def report(peers: int, found: dict[Kind, list[Figures]]) -> None:
+    """A column for each kind; in brackets the part of what the first does."""
+    rounds = len(next(iter(found.values())))
     table = Table(show_edge=False)
-    for heading in (f"{peers} peers, {workers} worker(s)", "count", "a second", "broker's CPU"):
-        table.add_column(heading, justify="right" if table.columns else "left")
-    for each in rates:
-        table.add_row(
-            each.name,
-            f"{each.count:,}",
-            f"{each.count / each.seconds:,.0f}",
-            f"{each.cpu_seconds / each.count * 1e6:,.0f} µs each",
-        )
-    console.print(table)
-    console.print(f"memory of an idle connection: {memory / 1024:.1f} KiB", highlight=False)
+    table.add_column(f"{peers} peers, medians of {rounds}")
+    for kind in found:
+        table.add_column(str(kind), justify="right")
+    rows: dict[str, list[float]] = {}
+    for figures in found.values():
+        for index, each in enumerate(figures[0].rates):
+            rates = [every.rates[index] for every in figures]
+            name = f"{each.name} a second"
+            rows.setdefault(name, []).append(median(one.count / one.seconds for one in rates))
+            name = f"{each.name}, \u00b5s of the broker's CPU"
+            costs = (one.cpu_seconds / one.count * 1e6 for one in rates)
+            rows.setdefault(name, []).append(median(costs))
+        memory = median(every.memory for every in figures) / 1024
+        rows.setdefault("memory of an idle connection, KiB", []).append(memory)
+    for name, values in rows.items():
+        table.add_row(name, *(f"{each:,.0f} ({each / values[0]:.2f})" for each in values))
+    Console().print(table)
 
 
 if __name__ == "__main__":
