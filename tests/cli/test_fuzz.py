@@ -10,7 +10,7 @@ import pytest
 
 from tests.planted import plant_a_place_too_many
 from trio_overlay.cli import main
-from trio_overlay.cli.fuzz import describe
+from trio_overlay.cli.fuzz import OVERLAYS, describe
 from trio_overlay.testing.fuzz import FuzzRun, fuzz
 from trio_overlay.testing.story import Story
 from trio_overlay.testing.tree import TreeMachine
@@ -27,8 +27,9 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_no_failure_is_said_and_is_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_fuzz("--examples", 3, "--steps", 5, "--seed", 1) == 0
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_failure_is_said_and_is_0(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_fuzz("--overlay", overlay, "--examples", 3, "--steps", 5, "--seed", 1) == 0
     said = capsys.readouterr()
     assert re.fullmatch(r"seed 1: \d+ stories, \d+ steps\nno failure\n", said.out)
     assert said.err == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -53,6 +54,75 @@ async def test_two_people_chat_and_leave_each_in_their_own_way() -> None:
             await bob.wait_for("ada is gone: ")
             assert await ada.stop(0) == 0  # it has ended by itself, with its input
             assert await bob.stop(signal.SIGTERM) == 0
+
+
+TAKE_THE_TERMINAL = """\
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "trio_overlay", *sys.argv[1:]])
+"""
+
+
+@asynccontextmanager
+async def in_a_terminal(url: str, name: str) -> AsyncIterator[tuple[trio.Process, Screen]]:
+    """``trio-overlay peer`` as somebody has it who types: its input echoes, and has keys."""
+    import pty  # not on Windows
+
+    controller, terminal = pty.openpty()
+    command = [sys.executable, "-c", TAKE_THE_TERMINAL, "peer", name, "--broker", url]
+    async with trio.lowlevel.FdStream(controller) as stream:
+        try:
+            process = await trio.lowlevel.open_process(
+                command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+            )
+        finally:
+            os.close(terminal)
+        try:
+            yield process, Screen(stream)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+class Screen:
+    """The other side of a terminal: what stands there, and the keyboard."""
+
+    def __init__(self, stream: trio.lowlevel.FdStream) -> None:
+        self.shown = ""
+        self._stream = stream
+
+    async def wait_for(self, text: str) -> None:
+        with trio.fail_after(PATIENCE):
+            while text not in self.shown:
+                self.shown += (await self._stream.receive_some()).decode()
+
+    async def type(self, keys: str) -> None:
+        await self._stream.send_all(keys.encode())
+
+
+@pytest.mark.webrtc
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("last_key", ["\x03", "\x04"], ids=["ctrl-c", "ctrl-d"])
+async def test_in_a_terminal_lines_can_be_edited_and_ctrl_c_and_ctrl_d_end_it(
+    last_key: str,
+) -> None:
+    async with open_server() as server:
+        url = server.urls[0]
+        async with open_peer("ada", url) as ada, in_a_terminal(url, "bob") as (process, screen):
+            await screen.wait_for("registered as bob\r\n")
+            await screen.type("@ada hellp\x7fo\n")  # with a slip, taken back
+            with trio.fail_after(PATIENCE):
+                message = await ada.messages.receive()
+            assert (message.sender, message.data) == ("bob", "hello")
+            await message.connection.send("\x1b[31mred")
+            await screen.wait_for("ada: \ufffd[31mred\r\n")
+            await screen.type("half a line" if last_key == "\x03" else "")
+            await screen.type(last_key)
+            with trio.fail_after(PATIENCE):
+                assert await process.wait() == 0
+            assert "Traceback" not in screen.shown
 
 
 class Page(io.StringIO):

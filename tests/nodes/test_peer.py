@@ -173,6 +173,32 @@ async def test_each_registration_and_loss_is_an_event_and_connections_outlive_th
 
 
 @virtual_test
+async def test_what_fails_in_the_background_is_an_event() -> None:
+    async with open_world() as world, world.peer("ada") as ada, AsyncExitStack() as stack:
+        world.stop_server()
+        event = await next_of(ada, PeerError)
+        assert event.id is None  # it is the broker's
+        assert isinstance(event.error, ServerUnreachable)
+        await world.start_server()
+        thief = await linkup_peer(world, stack, "thief")
+        await thief.say("register", id="ada")
+        assert (await thief.hear())["result"] == "ada"
+        while not isinstance(event.error, IdTaken):
+            event = await next_of(ada, PeerError)
+            assert event.id is None
+        assert not ada.is_registered
+        await thief.say("unregister")
+        await next_of(ada, Registered)
+        # And what fails of an attempt that another peer began.
+        offer = {"type": "offer", "sdp": "nonsense"}
+        await thief.say("register", id="thief")
+        await thief.say("signal", to="ada", signal=offer, **{"from": "thief"})
+        event = await next_of(ada, PeerError)
+        assert event.id == "thief"
+        assert isinstance(event.error, ConnectionFailed)
+
+
+@virtual_test
 async def test_a_connect_waits_for_the_broker_and_for_the_other_peer_to_be_back() -> None:
     async with open_world() as world, world.peer("ada") as ada, world.peer("bob"):
         world.stop_server()
