@@ -12,7 +12,9 @@ from trio.testing import MockClock
 from tests.nodes.neighbourhoods import SETTLING, Neighbourhoods, open_world, past
 from trio_overlay.channels.channel import Frame
 from trio_overlay.errors import ConnectionFailed, MalformedFrame
+from trio_overlay.nodes import neighbour_attempts
 from trio_overlay.nodes.neighbours import ArcClose, ArcFail
+from trio_overlay.protocol import arcs
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
     EXTENSIONS,
@@ -195,6 +197,37 @@ async def test_flood_of_requests_for_arcs_is_bounded_and_hurts_no_other(
         await trio.sleep(11)
         assert len(world["b"]._answers) == 0
         assert world.network.count_peers["b"] < 10
+
+
+async def test_flood_of_arcs_on_a_connection_is_bounded_and_hurts_no_other(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that it opens, and those that it has us open."""
+    for module in (arcs, neighbour_attempts):
+        monkeypatch.setattr(module, "MAX_ARCS_EACH", 50)
+    async with open_world("b", "x") as world, world.stranger("y", "b") as flooder:
+        b, x = world["b"], world["x"]
+        refused = 0
+        for number in range(80):
+            await flooder.say(request(f"t{number}", "y-O", None))
+            match await flooder.hear():
+                case ArcEnd(reason=reason):
+                    assert reason is not None
+                    assert "too many arcs" in reason
+                    refused += 1
+        assert refused == 31  # the connection came with one
+        assert b.inview == {"y-O": 50}
+        await world.link("b", "x")
+        await trio.sleep(SETTLING)
+        monkeypatch.setattr(x._hood.acceptor, "take", lambda *_: arcs.AddArc())  # without end
+        for _ in range(80):
+            await x.connect(from_="b-O")
+            await trio.sleep(0.5)
+        assert (b.outview, x.inview) == ({"x-I": 50}, {"b-O": 50})
+        await flooder.say(Disconnect("t7"))
+        await flooder.say(request("later", "y-O", None))
+        assert isinstance(await flooder.hear(), ArcResponse)
+        await check_unharmed(world, "b")
 
 
 async def test_flood_of_wishes_is_bounded(autojump_clock: MockClock) -> None:

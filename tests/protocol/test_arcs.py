@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_overlay.protocol.arcs import (
+    MAX_ARCS_EACH,
     MAX_REMEMBERED,
     Acceptor,
     AddArc,
@@ -112,74 +113,76 @@ def request(tid: str = "t", peer: str = "a-O", offer: object = OFFER) -> ArcRequ
 
 def test_attempt_is_answered_once_and_its_signals_are_handed_over() -> None:
     acceptor = Acceptor("b", 2, 3)
-    assert acceptor.take(request(), "bridge", is_connected=False) == Begin()
-    assert acceptor.take(request(), "bridge", is_connected=False) == HandOver()
-    assert acceptor.take(request(offer=CANDIDATE), "x", is_connected=True) == HandOver()
-    assert isinstance(acceptor.take(request(peer="c-O"), "bridge", is_connected=False), Drop)
+    assert acceptor.take(request(), "bridge", None) == Begin()
+    assert acceptor.take(request(), "bridge", None) == HandOver()
+    assert acceptor.take(request(offer=CANDIDATE), "x", 1) == HandOver()
+    assert isinstance(acceptor.take(request(peer="c-O"), "bridge", None), Drop)
     acceptor.end("t")
-    assert isinstance(acceptor.take(request(), "bridge", is_connected=False), Drop)
-    assert isinstance(acceptor.take(request(), "bridge", is_connected=True), Drop)
+    assert isinstance(acceptor.take(request(), "bridge", None), Drop)
+    assert isinstance(acceptor.take(request(), "bridge", 1), Drop)
     assert acceptor.answering == ()
 
 
 def test_arc_more_is_counted_once_however_many_signals_its_request_has() -> None:
     acceptor = Acceptor("b", 2, 3)
-    assert acceptor.take(request(), None, is_connected=True) == AddArc()
+    assert acceptor.take(request(), None, 1) == AddArc()
     for offer in (OFFER, CANDIDATE, None):
-        assert isinstance(acceptor.take(request(offer=offer), None, is_connected=True), Drop)
+        assert isinstance(acceptor.take(request(offer=offer), None, 1), Drop)
 
 
 @pytest.mark.parametrize(
-    ("message", "is_connected", "kind"),
+    ("message", "arcs", "kind"),
     [
-        (request(peer="b-O"), False, Refuse),
-        (request(peer="b-O", offer=None), True, Refuse),
-        (request(offer=None), False, Refuse),
-        (request(offer=CANDIDATE), False, Drop),
-        (request(offer=ANSWER), False, Drop),
-        (request(offer={"type": "offer", "sdp": 7}), False, Drop),
-        (request(offer=CANDIDATE), True, Drop),
-        (ArcRequest("t", "a-O", "p", OFFER, RENEGOTIATION), False, Drop),
-        (ArcEnd("t", "a-O", "p", "cancelled"), False, Drop),
+        (request(peer="b-O"), None, Refuse),
+        (request(peer="b-O", offer=None), 1, Refuse),
+        (request(offer=None), None, Refuse),
+        (request(offer=CANDIDATE), None, Drop),
+        (request(offer=ANSWER), None, Drop),
+        (request(offer={"type": "offer", "sdp": 7}), None, Drop),
+        (request(offer=CANDIDATE), 1, Drop),
+        (request(offer=None), MAX_ARCS_EACH, Refuse),
+        (request(), MAX_ARCS_EACH, Refuse),
+        (ArcRequest("t", "a-O", "p", OFFER, RENEGOTIATION), None, Drop),
+        (ArcEnd("t", "a-O", "p", "cancelled"), None, Drop),
     ],
     ids=str,
 )
-def test_what_begins_no_answer(message: ArcRequest, is_connected: bool, kind: type) -> None:
+def test_what_begins_no_answer(message: ArcRequest, arcs: int | None, kind: type) -> None:
     acceptor = Acceptor("b", 2, 3)
-    assert isinstance(acceptor.take(message, None, is_connected=is_connected), kind)
+    assert isinstance(acceptor.take(message, None, arcs), kind)
     assert acceptor.answering == ()
 
 
 def test_withdrawn_attempt_ends_its_answer_and_only_its_own() -> None:
     acceptor = Acceptor("b", 2, 3)
-    acceptor.take(request(), None, is_connected=False)
-    assert isinstance(acceptor.take(ArcEnd("t", "c-O", "p", "no"), None, is_connected=False), Drop)
-    assert isinstance(acceptor.take(ArcEnd("t", "a-O", "p", None), None, is_connected=False), Drop)
+    acceptor.take(request(), None, None)
+    assert isinstance(acceptor.take(ArcEnd("t", "c-O", "p", "no"), None, None), Drop)
+    assert isinstance(acceptor.take(ArcEnd("t", "a-O", "p", None), None, None), Drop)
     end = ArcEnd("t", "a-O", "p", "cancelled")
-    assert acceptor.take(end, None, is_connected=False) == Withdraw("cancelled")
+    assert acceptor.take(end, None, None) == Withdraw("cancelled")
 
 
 def test_attempt_that_its_own_end_has_overtaken_does_not_begin() -> None:
     acceptor = Acceptor("b", 2, 3)
-    acceptor.take(ArcEnd("t", "a-O", "p", "cancelled"), None, is_connected=False)
-    assert isinstance(acceptor.take(request(), None, is_connected=False), Drop)
+    acceptor.take(ArcEnd("t", "a-O", "p", "cancelled"), None, None)
+    assert isinstance(acceptor.take(request(), None, None), Drop)
 
 
 def test_answers_are_bounded_for_each_source_and_in_all() -> None:
     acceptor = Acceptor("b", 2, 3)
     verdicts = [
-        acceptor.take(request(f"t{number}"), source, is_connected=False)
+        acceptor.take(request(f"t{number}"), source, None)
         for number, source in enumerate(["x", "x", "x", "y", None])
     ]
     assert [type(verdict) for verdict in verdicts] == [Begin, Begin, Refuse, Begin, Refuse]
     acceptor.end("t0")
-    assert acceptor.take(request("t9"), "x", is_connected=False) == Begin()
+    assert acceptor.take(request("t9"), "x", None) == Begin()
 
 
 def test_what_is_remembered_is_bounded() -> None:
     acceptor = Acceptor("b", 2, 3)
     for number in range(2 * MAX_REMEMBERED):
-        acceptor.take(request(f"t{number}"), None, is_connected=True)
+        acceptor.take(request(f"t{number}"), None, 1)
     assert len(acceptor._over) == MAX_REMEMBERED
 
 

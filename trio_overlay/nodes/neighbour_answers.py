@@ -104,7 +104,8 @@ class Answers:
             known = self._hood.link_between(Side.IN, message.peer)
         if isinstance(message, ArcEnd):
             self._take_back(message)
-        verdict = self._hood.acceptor.take(message, way.source, is_connected=known is not None)
+        arcs = None if known is None else len(self._hood.arcs.arcs_of(known.number))
+        verdict = self._hood.acceptor.take(message, way.source, arcs)
         match verdict:
             case Begin():
                 assert isinstance(message, ArcRequest)

@@ -12,7 +12,7 @@ from trio_overlay.errors import ConnectionFailed, MalformedFrame, OutcomeError
 from trio_overlay.nodes.neighbour_link import Link
 from trio_overlay.nodes.neighbour_ways import Bridged, Way
 from trio_overlay.nodes.neighbourhood import Neighbourhood
-from trio_overlay.protocol.arcs import Drop, Fail, Initiator, TakeArc, TakeSignal
+from trio_overlay.protocol.arcs import MAX_ARCS_EACH, Drop, Fail, Initiator, TakeArc, TakeSignal
 from trio_overlay.protocol.neighbours import (
     ARCS,
     EXTENSIONS,
@@ -153,7 +153,9 @@ class Attempts:
     def run_for(self, neighbour: str, way: Way, target: str) -> None:
         """Try to open an arc because *neighbour* asks for it; not too many at a time."""
         asked = sum(attempt.asked_by == neighbour for attempt in self._attempts.values())
-        if asked >= self._hood.max_attempts:
+        link = self._hood.find_link(target, self._pid, Side.OUT)
+        arcs = 0 if link is None else len(self._hood.arcs.arcs_of(link.number))
+        if asked >= self._hood.max_attempts or arcs >= MAX_ARCS_EACH:
             logger.info("%s asks for too many arcs: one is not tried", neighbour)
             return
         attempt = self._begin(way, target, None, neighbour)

@@ -31,6 +31,10 @@ MAX_REMEMBERED = 1_000
 """Attempts that are over and still known: a signal of theirs that comes late begins nothing."""
 
 
+MAX_ARCS_EACH = 1_000
+"""Arcs on one link that others may have us count: a flood of requests shall not fill our memory."""
+
+
 # --- the arcs there are -------------------------------------------------------------------
 
 
@@ -215,9 +219,9 @@ class Acceptor:
         return tuple(self._answering)
 
     def take(
-        self, message: ArcRequest | ArcEnd, source: str | None, *, is_connected: bool
+        self, message: ArcRequest | ArcEnd, source: str | None, arcs: int | None
     ) -> AcceptVerdict:
-        """What to do with *message*; *is_connected* says whether we have a link to who sent it."""
+        """What to do with *message*; *arcs* are on our link to its sender, None without a link."""
         tid, peer, pid = message.tid, message.peer, message.pid
         known = self._answering.get(tid)
         if known is not None:
@@ -237,7 +241,9 @@ class Acceptor:
             return Drop("that attempt is over")
         if not message.begins:
             return Drop("it is no offer")
-        if is_connected:
+        if arcs is not None:
+            if arcs >= MAX_ARCS_EACH:
+                return Refuse("too many arcs are on this connection")
             self._remember(tid)
             return AddArc()
         if message.offer is None:
