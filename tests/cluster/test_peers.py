@@ -1,0 +1,64 @@
+"""Peers of ours whose broker is three servers, on a virtual store and under a virtual clock."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from itertools import count
+
+import pytest
+import trio
+import trio.testing
+
+from tests.cluster.world import LEASE, open_world
+from trio_overlay.channels.network import UpgradeRequest
+from trio_overlay.errors import IdTaken
+from trio_overlay.nodes.peer import Peer, open_peer
+from trio_overlay.testing.network import VirtualNetwork
+
+Clock = trio.testing.MockClock
+ADDRESS = "door:1"
+
+
+async def test_peers_at_three_servers_find_each_other_and_again_when_one_has_died(
+    autojump_clock: Clock,
+) -> None:
+    turns = count()
+
+    async def handle(request: UpgradeRequest) -> None:
+        running = [server for server in world.servers if server.is_running]
+        await running[next(turns) % len(running)].handle(request)
+
+    def peer(name: str, host: str = "") -> AbstractAsyncContextManager[Peer]:
+        network = hosts.host(host or name)
+        return open_peer(name, ADDRESS, network=network, rng=random.Random(name))
+
+    async with (
+        open_world("a", "b", "c") as world,
+        VirtualNetwork(1) as hosts,
+        AsyncExitStack() as stack,
+    ):
+        hosts.listen(ADDRESS, handle)
+        names = ["ada", "bob", "eve"]
+        peers = [await stack.enter_async_context(peer(name)) for name in names]
+        assert [server.held for server in world.servers] == [["ada"], ["bob"], ["eve"]]
+        for one in peers:
+            for other in peers:
+                if one is not other:
+                    await one.send(other.id, f"for {other.id}")
+                    assert (await other.messages.receive()).data == f"for {other.id}"
+        with pytest.raises(IdTaken):
+            async with peer("ada", "thief"):
+                pass
+        world.servers[0].crash()
+        await trio.sleep(LEASE / 2)
+        # Its server's claim still stands; its connections do as well.
+        assert [each.is_registered for each in peers] == [False, True, True]
+        await peers[0].send("bob", "still here")
+        assert (await peers[1].messages.receive()).data == "still here"
+        await trio.sleep(2.5 * LEASE)
+        assert [each.is_registered for each in peers] == [True, True, True]
+        assert sorted(world.servers[1].held + world.servers[2].held) == names
+        async with peer("new") as new:
+            await new.send("ada", "hello")
+            assert (await peers[0].messages.receive()).data == "hello"
