@@ -21,6 +21,8 @@ from trio_overlay.testing.machine import StoryMachine, pauses, picks
 from trio_overlay.testing.tree_world import BECOMES_ROOT, ROOT, TAKES_OVER, TreeWorld
 from trio_overlay.testing.world import SERVER
 
+MAX_ROOTS = 3
+"""So many live at a time, in stories that are told here."""
 groups = st.lists(picks, min_size=1, max_size=6)
 """Picks of several."""
 
@@ -38,10 +40,13 @@ class TreeMachine(StoryMachine[TreeWorld]):
 
     open_world: Callable[[Mapping[str, str]], TreeWorld] = TreeWorld
 
-    @initialize(seed=st.integers(0, 999), max_degree=st.integers(1, 4))
-    def begin(self, seed: int, max_degree: int) -> None:
-        """Once upon a time there was a root."""
+    @initialize(seed=st.integers(0, 999), max_degree=st.integers(1, 4), count=st.integers(0, 8))
+    def begin(self, seed: int, max_degree: int, count: int) -> None:
+        """Once upon a time there was a root, and some who had joined it."""
         self.begin_story({"seed": seed, "max_degree": max_degree})
+        for _ in range(min(count, self.max_nodes)):
+            self._count_names += 1
+            self.tell(f"n{self._count_names}", "joins")
 
     @rule(pause=pauses, pick=picks)
     def broadcast(self, pause: float, pick: int) -> None:
@@ -57,7 +62,7 @@ class TreeMachine(StoryMachine[TreeWorld]):
         who, whom = everybody[pick % len(everybody)], everybody[other % len(everybody)]
         self.tell(who, "writes", whom, pause=pause)
 
-    @precondition(lambda self: self.has_faults and len(self.names) < self.max_nodes)
+    @precondition(lambda self: self.has_faults and self._count_roots() < MAX_ROOTS)
     @rule(pause=pauses, verb=st.sampled_from([BECOMES_ROOT, BECOMES_ROOT, TAKES_OVER]))
     def bring_a_root(self, pause: float, verb: str) -> None:
         """Another root comes: it stands by, or replaces the one that there is."""
@@ -106,15 +111,12 @@ class TreeMachine(StoryMachine[TreeWorld]):
         verb=st.sampled_from(["get_lost", "get_late"]),
         percentage=st.sampled_from([10, 50, 100]),
     )
-    def trouble_signals(self, pause: float, verb: str, percentage: int) -> None:
-        """Signals are lost, or late and out of order."""
-        self.tell("signals", verb, f"{percentage}%", pause=pause)
-
-    @precondition(lambda self: self.is_begun and not self.world.has_good_signals)
-    @rule(pause=pauses)
-    def let_signals_through(self, pause: float) -> None:
-        """All signals arrive, at once and in order."""
-        self.tell("signals", "get_through", pause=pause)
+    def trouble_signals_or_not(self, pause: float, verb: str, percentage: int) -> None:
+        """Signals are lost, or late and out of order; or all get through again."""
+        if self.world.has_good_signals:
+            self.tell("signals", verb, f"{percentage}%", pause=pause)
+        else:
+            self.tell("signals", "get_through", pause=pause)
 
     @property
     def names(self) -> list[str]:
@@ -128,6 +130,11 @@ class TreeMachine(StoryMachine[TreeWorld]):
     @property
     def those_who_freeze(self) -> list[str]:
         return [*self.names, ROOT, SERVER]
+
+    def _count_roots(self) -> int:
+        """How many live as roots, the active one and those that stand by."""
+        lives = self.world.lives.values() if self.is_begun else ()
+        return sum(life.verb != "joins" for life in lives)
 
     def _active_root(self) -> str | None:
         """Who is the root, of those who believe it the one that has lived for longest."""
