@@ -32,3 +32,36 @@ def test_nobody_waits_to_be_introduced_by_a_parent_that_is_gone() -> None:
         n2 becomes_root at 0.1 s
         """
     )
+
+
+def test_applicant_that_fails_at_a_leaver_does_not_end_it() -> None:
+    """Somebody waited for that applicant, and was struck off a list that was gone: a KeyError."""
+    replay(
+        """
+        seed=999 max_degree=2
+        n1 joins at 0.2 s
+        n2 joins at 0.2 s
+        n3 joins at 0.2 s
+        n4 joins at 0.2 s
+        n5 joins at 0.4 s
+        n6 joins at 0.4 s
+        n7 joins at 0.4 s
+        n8 joins at 0.4 s
+        n9 joins at 0.4 s
+        n10 joins at 0.4 s
+        n1 withdraws at 0.85 s
+        n11 joins at 1.55 s
+        n12 joins at 1.55 s
+        n3 leaves at 4.55 s
+        n13 joins at 5.95 s
+        n14 joins at 5.95 s
+        n15 joins at 7.35 s
+        n16 joins at 9.25 s
+        n17 joins at 9.25 s
+        n14 leaves at 10.45 s
+        n10 leaves at 12.05 s
+        n2 leaves at 13.05 s
+        n7 leaves at 14.25 s
+        n5 leaves at 16.25 s
+        """
+    )

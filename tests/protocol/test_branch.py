@@ -121,6 +121,16 @@ def test_settled_request_goes_its_way_and_is_not_placed_again() -> None:
     assert branch.requests == ()
 
 
+def test_request_that_waits_is_dropped_when_the_applicant_fails_at_a_leaver() -> None:
+    """It was an error that ended the node: the request was struck off a list that was gone."""
+    branch: Branch[str] = Branch(1, 1)
+    offer(branch, "a")
+    offer(branch, "b")
+    branch.retire()
+    assert branch.fail("a") == []
+    assert branch.requests == ()
+
+
 def test_request_that_waits_is_not_settled() -> None:
     branch: Branch[str] = Branch(1, 1)
     offer(branch, "a")
@@ -279,6 +289,10 @@ class BranchMachine(RuleBasedStateMachine):
         self.branch.forget(origin)
 
     @rule()
+    def retire(self) -> None:
+        self.branch.retire()
+
+    @rule()
     def close_and_open(self) -> None:
         self.branch.close()
         assert self.branch.requests == ()
@@ -304,8 +318,8 @@ class BranchMachine(RuleBasedStateMachine):
     def the_view_counts_the_places_here(self) -> None:
         branch = self.branch
         taken = len(branch.children) + len(branch.applicants)
-        assert branch.view[0] == branch.max_degree - taken
-        assert min(branch.view) >= 0
+        assert branch.view[0] == (branch.max_degree - taken if branch.is_open else 0)
+        assert min(branch.potential_view) >= 0
 
     @invariant()
     def size_is_accounted_for(self) -> None:

@@ -429,8 +429,9 @@ class Branch(Generic[FrameT]):
         self.is_surprising = True
         if not self.is_open:
             # Only a node that is leaving has requests then, and its parent places them again.
-            for origin in astray:
-                self.forget(origin)
+            for origin, request in astray.items():
+                del self._requests[origin]
+                self._held -= request.size
             return []
         placements = []
         for origin, request in (astray or self._one_that_waits()).items():
