@@ -11,10 +11,10 @@ import pytest
 from tests.planted import plant_a_place_too_many
 from trio_overlay.cli import main
 from trio_overlay.cli.fuzz import OVERLAYS, describe
-from trio_overlay.testing.fuzz import FuzzRun, fuzz
+from trio_overlay.testing.fuzz import FuzzRun, fuzz, shorten
 from trio_overlay.testing.story import Story
 from trio_overlay.testing.tree import TreeMachine
-from trio_overlay.testing.tree_world import replay
+from trio_overlay.testing.tree_world import TreeWorld, replay
 
 
 def run_fuzz(*arguments: object) -> int:
@@ -85,6 +85,18 @@ def test_time_ends_it_after_the_story_that_is_being_told() -> None:
     assert run.count_stories == 1
     assert run.failure is None
     assert run.story is None
+
+
+@pytest.mark.usefixtures("planted")
+def test_shrinking_takes_as_long_as_it_may_and_leaves_no_needless_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_fuzz("--examples", 200, "--steps", 8, "--seed", 1, "--shrink-time", 1e-9) == 1
+    assert "places taken" in capsys.readouterr().out
+    story = Story.parse((tmp_path / "tree-fuzz-story.txt").read_text())
+    assert story.steps
+    assert shorten(story, TreeWorld) == story
 
 
 @pytest.mark.usefixtures("planted")

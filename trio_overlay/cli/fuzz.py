@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="S", help="the same stories each time (default: a new one)")
     add("--time", type=positive, metavar="SECONDS", help="begin no story after so long")
     add(
+        "--shrink-time",
+        type=positive,
+        metavar="SECONDS",
+        help="make a failing story shorter for so long (default: for up to 300)",
+    )
+    add(
         "--save",
         type=Path,
         metavar="FILE",
@@ -125,6 +131,7 @@ def look_for_a_failure(
             max_examples=max_examples,
             max_steps=arguments.steps,
             max_seconds=arguments.time,
+            max_shrink_seconds=arguments.shrink_time,
             on_progress=on_progress,
         )
     console.print(f"seed {seed}: {run.count_stories:,} stories, {run.count_steps:,} steps")

@@ -53,27 +53,30 @@ def fuzz(
     max_examples: int | None = DEFAULT_EXAMPLES,
     max_steps: int = DEFAULT_STEPS,
     max_seconds: float | None = None,
+    max_shrink_seconds: float | None = None,
     on_progress: Callable[[FuzzRun], object] = lambda _: None,
 ) -> FuzzRun:
     """Have *machine* tell stories until one fails, and shrink that.
 
     At most *max_examples* of them (None for any number) of up to *max_steps* rules, and none
-    begins later than *max_seconds* of real time from now; shrinking takes the time it takes, up
-    to Hypothesis's own limit of five minutes. The same *machine*, *seed*, *max_examples* and
-    *max_steps* tell the same stories, with the same version of Hypothesis; nothing is read from
-    its database or written to it. *on_progress* is called with the run after each step. Ctrl-C
-    ends it, and is not raised.
+    begins later than *max_seconds* of real time from now. Shrinking takes the time it takes, up to
+    Hypothesis's own limit of five minutes; or about *max_shrink_seconds*, and then steps that are
+    not needed are still taken out. The same *machine*, *seed*, *max_examples* and *max_steps* tell
+    the same stories, with the same version of Hypothesis; nothing is read from its database or
+    written to it. *on_progress* is called with the run after each step. Ctrl-C ends it, and is not
+    raised.
     """
     run = FuzzRun()
     shortest: tuple[Story | None, Exception] | None = None
+    ends_at = _seconds_from_now(max_seconds)
 
     def note_failure(story: Story | None, error: Exception) -> None:
-        nonlocal shortest
-        run.has_failed = True
+        nonlocal shortest, ends_at
+        if not run.has_failed:
+            run.has_failed = True
+            ends_at = _seconds_from_now(max_shrink_seconds)
         if shortest is None or _length(story) <= _length(shortest[0]):
             shortest = story, error
-
-    ends_at = float("inf") if max_seconds is None else time.monotonic() + max_seconds
 
     class Observed(machine):  # type: ignore[misc, valid-type]  # which one is known only now
         def __init__(self) -> None:
@@ -95,9 +98,10 @@ def fuzz(
                 super().teardown()
             except Exception as at_the_end:
                 note_failure(run.story, at_the_end)
-                raise
+                if time.monotonic() < ends_at:
+                    raise
             # Not between two stories: one that draws nothing is inconsistent to Hypothesis.
-            if error is None and not run.has_failed and time.monotonic() >= ends_at:
+            if time.monotonic() >= ends_at and (error is None or run.has_failed):
                 raise _TimeIsUp
 
     settings = hypothesis.settings(
@@ -115,19 +119,19 @@ def fuzz(
     try:
         run_state_machine_as_test(hypothesis.seed(seed)(Observed), settings=settings)
     except _TimeIsUp:
-        pass
+        run.story, run.failure = shortest or (None, None)
     except Exception as error:  # noqa: BLE001 - it is what we were looking for
         run.failure = error
-        if run.story is not None:
-            run.story = shorten(run.story, machine.open_world)
-        return run
     except BaseException as error:
         if not _is_interrupt(error):
             raise
         run.is_interrupted = True
         run.story, run.failure = shortest or (None, None)
         return run
-    run.story = None
+    else:
+        run.story = None
+    if run.story is not None:
+        run.story = shorten(run.story, machine.open_world)
     return run
 
 
@@ -168,6 +172,10 @@ def _kinds_of(error: BaseException) -> Iterator[str]:
             yield from _kinds_of(each)
     else:
         yield type(error).__qualname__
+
+
+def _seconds_from_now(seconds: float | None) -> float:
+    return float("inf") if seconds is None else time.monotonic() + seconds
 
 
 def _length(story: Story | None) -> int:
