@@ -7,7 +7,12 @@ import functools
 import pytest
 import trio
 
+from tests.channels.test_ice_servers import open_coturn
+from tests.cli.test_tree import open_server
+from tests.cluster.world import call, hear_json
+from trio_overlay.channels.internet import IceServer
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.websocket import open_websocket_channel
 from trio_overlay.nodes.peer import BrokerLost, open_peer
 from trio_overlay.nodes.peer_connection import Connection
 from trio_overlay.signaling.server import serve_signaling
@@ -53,3 +58,20 @@ async def test_two_peers_meet_at_a_broker_and_go_on_without_it() -> None:
                 await ada.disconnect("bob")
                 assert [message async for message in to_ada] == []
                 assert to_ada.close_reason
+
+
+@pytest.mark.webrtc
+async def test_a_peer_asks_the_ice_servers_it_was_given_and_no_others() -> None:
+    async with open_coturn() as port, open_server() as server:
+        stun = IceServer(f"stun:127.0.0.1:{port}")
+        for ice_servers in ((), (stun,)):
+            async with (
+                open_websocket_channel(server.urls[0]) as stranger,
+                open_peer("ada", server.urls[0], ice_servers=ice_servers) as ada,
+                open_background_nursery() as nursery,
+            ):
+                assert await call(stranger, "register", id="stranger") == "stranger"
+                nursery.start_soon(ada.connect, "stranger")
+                offer = (await hear_json(stranger))["params"]["signal"]
+                assert offer["type"] == "offer"
+                assert (" typ srflx" in offer["sdp"]) is bool(ice_servers)
