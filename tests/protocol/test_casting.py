@@ -140,6 +140,19 @@ def test_a_log_keeps_the_newest_and_never_more_than_its_size() -> None:
     assert (log.start, log.end) == (9, 10)
 
 
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 200))
+def test_the_middle_of_a_log_is_where_half_of_what_may_be_kept_begins(
+    sizes: list[int], max_size: int
+) -> None:
+    log = Log(max_size)
+    for index, size in enumerate(sizes, 1):
+        log.append(kept("r", index, size))
+        behind = sum(sizes[log.middle : index])
+        assert behind <= max_size // 2 or log.middle == index - 1
+        if log.middle:  # one more would be too many
+            assert behind + sizes[log.middle - 1] > max_size // 2
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(["r1", "r2", None]), st.integers(1, 3)), max_size=30),
     st.integers(20, 200),

@@ -7,6 +7,7 @@ for its neighbour; so a link that is not confirmed carries none of this.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class CastLink:
         """What this child has asked for, and we have to ask for ourselves."""
         self.past: deque[Kept | PastEnd] = deque()
         """What is sent before everything else."""
+        self.hurried_at = -math.inf
+        """When this child was told last to go on without its own."""
         self.held_bytes = 0
         """What came over this link and is still in our hands, if it is a child's."""
         self.round_trip_time: float | None = None

@@ -7,6 +7,7 @@ in time: links, queues and credit, the root's pen, and what is sent again.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from trio_overlay.protocol.cast_frames import (
     CastCredit,
     CastFrame,
     Entry,
+    Hurry,
     Letter,
     Past,
     PastEnd,
@@ -69,6 +71,8 @@ logger = logging.getLogger(__name__)
 MAX_UP = 4 << 20
 """Bytes that wait for a parent, at the most; what comes on top is dropped, and is sent again."""
 ROUTES_INTERVAL = 0.25
+HURRY_TIME = 1.0
+"""Seconds for which a node that was told to hurry does not wait for its children."""
 PING_INTERVAL = 30.0
 RESEND_DELAY, MAX_RESEND_DELAY = 3.0, 30.0
 UNKNOWN_GRACE = 6.0
@@ -145,6 +149,7 @@ class Casts:
         self._held: deque[tuple[int, int]] = deque()  # position and size
         self._held_bytes = 0
         self._held_less = trio.Event()
+        self._hurries_until = -math.inf
         self._past_from: int | None = None
         """After which index of our log we have asked the parent for what we have not kept."""
         self._past: list[Kept] = []
@@ -316,6 +321,9 @@ class Casts:
                 self._take_past(entry, size)
             case PastEnd(log, index) if is_above:
                 self._end_past(log, index)
+            case Hurry() if is_above:
+                self._hurries_until = trio.current_time() + HURRY_TIME
+                self._update_held()
             case Refill() if not is_above:
                 link.wants_past = frame
                 self._tell_past(link)
@@ -448,10 +456,24 @@ class Casts:
             if link.position is not None and link.position < self._log.start:
                 lag = self._limits.max_lag
                 link.channel.end(f"it is more than {lag} bytes of messages behind")
+            else:
+                self._hurry(link)
             link.wake()
         if self.above is not None and not self.above.speaks_casts:
             self.above.wake()
         self._update_held()
+
+    def _hurry(self, link: CastLink) -> None:
+        """Tell a child that is far behind; it may be waiting for one of its own that is slow.
+
+        That one is to be left in the end, and not this child, which takes what it can.
+        """
+        if not link.speaks_casts or link.position is None or link.position >= self._log.middle:
+            return
+        now = trio.current_time()
+        if now - link.hurried_at >= HURRY_TIME / 2:
+            link.hurried_at = now
+            link.channel.post(Hurry())
 
     def _on_read(self, _: CastMessage, size: int) -> None:
         if not self._in_stream:
@@ -464,12 +486,17 @@ class Casts:
             self._update_held()
 
     def _update_held(self, _: CastLink | None = None) -> None:
-        """Give credit for what was read here, and sent to the fastest of those who are told."""
+        """Give credit for what was read here, and sent to the fastest of those who are told.
+
+        In a hurry it need not be sent to any.
+        """
         links = list(self.below.values())
         if self.above is not None:
             links.append(self.above)  # it has a position if it is of the old protocol
         told = [link.position for link in links if link.position is not None]
         done = max(told, default=self._log.end)
+        if trio.current_time() < self._hurries_until:
+            done = self._log.end
         if self._unread_entries:
             done = min(done, self._unread_entries[0])
         before = self._held_bytes

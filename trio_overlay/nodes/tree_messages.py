@@ -80,8 +80,8 @@ class TreeMessages(abc.ABC):
         All nodes hear broadcasts to all in the same order, that of the root; each at most once.
         Each exactly once, unless it is too slow, this node or the root fails meanwhile, or a
         mebibyte more has been broadcast before it found a new parent. Those to the subtree come in
-        order and at most once, and reach whoever stays below this node. Between the two kinds,
-        and `send_to`, there is no order.
+        order and at most once; a node that fails, leaves or changes its parent in that moment may
+        miss some, with what is below it. Between the two kinds, and `send_to`, there is no order.
 
         Neighbours of the old protocol get *data* as an ordinary message, and pass nothing on.
 

@@ -93,6 +93,11 @@ class PastEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Hurry:
+    """A child that waits for its own children is told to go on without them: it is far behind."""
+
+
+@dataclass(frozen=True, slots=True)
 class Letter:
     """A message from one node to one node."""
 
@@ -185,6 +190,7 @@ CastFrame: TypeAlias = (
     | Refill
     | Past
     | PastEnd
+    | Hurry
     | Letter
     | Receipt
     | Unknown
@@ -225,6 +231,8 @@ def decode_cast(value: dict[str, JSON]) -> CastFrame | None:
             )
         case "START":
             return Start(_id(value, "log", MAX_LOG), _count(value, "index"))
+        case "HURRY":
+            return Hurry()
         case "LETTER":
             return Letter(
                 _id(value, "origin"),
@@ -305,6 +313,8 @@ def _fields(frame: CastFrame) -> dict[str, JSON]:
             return {"type": "RESUME", "log": log, "index": index}
         case Start(log, index):
             return {"type": "START", "log": log, "index": index}
+        case Hurry():
+            return {"type": "HURRY"}
         case Letter(origin, target, sequence, after, data):
             return {
                 "type": "LETTER",

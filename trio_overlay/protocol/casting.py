@@ -140,6 +140,8 @@ class Log:
         """The position of the oldest one kept; below 0 if there was a refill."""
         self.end = 0
         """The position that the next one will have."""
+        self.middle = 0
+        """Who is to be sent one from before it next is behind by half of what may be kept."""
         self.log: str | None = None
         self.index = 0
         """Where in the order of which root this node is; what was heard twice moves it, too."""
@@ -149,6 +151,7 @@ class Log:
         """Whether any of this log was pushed out since it began."""
         self._max_size = max_size
         self._size = 0
+        self._size_from_middle = 0
         self._kept: deque[Kept] = deque()
 
     @property
@@ -179,6 +182,10 @@ class Log:
         self._kept.append(kept)
         self._size += kept.size
         self.end += 1
+        self._size_from_middle += kept.size
+        while self._size_from_middle > self._max_size // 2 and self.middle < self.end - 1:
+            self._size_from_middle -= self[self.middle].size
+            self.middle += 1
         while self._size > self._max_size and len(self._kept) > 1:
             dropped = self._kept.popleft()
             self._has_dropped |= dropped.log == self.log
