@@ -24,7 +24,7 @@ from trio_overlay.testing import virtual_test
 from trio_overlay.testing.determinism import run_virtual
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "collatz.py"
-SEEDS = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 4
+SEEDS = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 2
 CHUNKS = [(first, first + 10) for first in range(1, 2001, 10)]
 EXPECTED = {chunk: find_longest(chunk) for chunk in CHUNKS}
 

@@ -30,7 +30,7 @@ from trio_overlay.protocol.json import JSON
 from trio_overlay.testing.determinism import run_virtual, virtual_test
 from trio_overlay.testing.faults import SlowReader
 
-SEEDS = 100 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 2
+SEEDS = 100 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 1
 SIZE = 14
 COUNT = 40
 PIECE = "x" * 20_000
