@@ -49,7 +49,7 @@ async def ask(
     host = server.urls[0].removeprefix("ws://")
     command = [sys.executable, "-m", "trio_overlay", "status", "--host", host, "--secret", secret]
     return await trio.run_process(
-        [*command, *more], check=False, capture_stdout=True, capture_stderr=True
+        [*command, "--timeout", "60", *more], check=False, capture_stdout=True, capture_stderr=True
     )
 
 

@@ -90,9 +90,9 @@ async def test_broadcasts_letters_and_questions_cross_a_real_tree() -> None:
             node.answer_gathers("depth", functools.partial(depth_of, node), lambda x, y: x + y)
         total = sum(len(node.path) for node in nodes.values())
         for asker in ("root", "d"):
-            found = await nodes[asker].gather("depth", 10, of_all=True)
+            found = await nodes[asker].gather("depth", 10, timeout=30, of_all=True)
             assert found == Gathered(10 * total, 5, 0)
-        tree = await nodes["d"].snapshot_tree()
+        tree = await nodes["d"].snapshot_tree(timeout=30)
         assert tree.nodes.keys() == {node.id for node in nodes.values()}
         assert tree.count_missing == 0
         trips = [node.round_trip_time for node in tree.nodes.values() if node.depth]
