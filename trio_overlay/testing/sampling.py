@@ -38,13 +38,14 @@ class SamplingMachine(StoryMachine[SamplingWorld]):
     @initialize(
         seed=st.integers(0, 999),
         loss=st.sampled_from([0, 0, 0.05, 0.3]),
+        a=st.sampled_from([1, 1, 2]),
         b=st.integers(0, 2),
         count=st.integers(0, 5),
     )
-    def begin(self, seed: int, loss: float, b: int, count: int) -> None:
+    def begin(self, seed: int, loss: float, a: int, b: int, count: int) -> None:
         """Once upon a time there was a gate, and some who knew each other by it."""
-        calm = {} if self.has_faults else {"heartbeat": CALM_HEARTBEAT}
-        self.begin_story({"seed": seed, "loss": loss if self.has_faults else 0, "b": b, **calm})
+        settings = {"seed": seed, "loss": loss if self.has_faults else 0, "a": a, "b": b}
+        self.begin_story(settings if self.has_faults else settings | {"heartbeat": CALM_HEARTBEAT})
         for _ in range(count):
             self._count_names += 1
             self.tell(f"n{self._count_names}", "joins")
