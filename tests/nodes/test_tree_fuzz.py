@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from trio_overlay.testing.tree import TreeMachine
 
-BOUNDED = 30
+BOUNDED = 12
 """Stories in an ordinary run: about ten seconds for both tests."""
 
 
