@@ -146,9 +146,10 @@ class Forest:
 
     def was_due(self, told: Told, hearer: str) -> bool:
         """Whether nothing on the way to *hearer* failed or moved while it was being said."""
-        by = told.at + DELIVERY_TIME
+        # Who has just come knows its place before those above it do.
+        since, by = told.at - 1, told.at + DELIVERY_TIME
         way = told.below[hearer]
-        has_moved = any(told.at <= since <= by for since, _ in self.ways[hearer])
+        has_moved = any(since <= at <= by for at, _ in self.ways[hearer])
         has_failed = any(
             at <= by and by - at < 2 * DELIVERY_TIME and who in way for at, who in self.failures
         )
