@@ -65,10 +65,14 @@ class BrokersMachine(RuleBasedStateMachine):
         self.is_away = False
         self.peers: list[Peer] = []
 
-    @initialize(count=st.integers(1, 6))
-    def begin(self, count: int) -> None:
+    @initialize(
+        count=st.integers(1, 6), names=st.lists(identifiers, min_size=1, max_size=3, unique=True)
+    )
+    def begin(self, count: int, names: list[str]) -> None:
         for pick in range(count):
             self.connect(pick)
+        for pick, identifier in enumerate(names):
+            self.register(pick, identifier, is_slow=False)
 
     # --- what happens ---------------------------------------------------------------------
 
