@@ -940,7 +940,7 @@ def _send(to: Client, frame: BootstrapFrame) -> Send:
 def random_identifiers(rng: random.Random) -> Iterator[str]:
     """Ids of 32 hex digits. Whoever can guess one can speak to its prospect: mind the *rng*."""
     while True:
-        yield f"{rng.getrandbits(128):032x}"
+        yield rng.getrandbits(128).to_bytes(16, "big").hex()
 
 
 def seeded_identifiers(seed: int) -> Iterator[str]:

@@ -268,7 +268,8 @@ class TreeWorld:
         depth = 0
         while level:
             depth += 1
-            level = [child for node in level for child in self.children_of(node)]
+            inner = [node for node in level if self._branches[node] is not None]
+            level = [child for node in inner for child in self.children_of(node)]
             for child in level:
                 assert child not in depths, "a cycle"
                 depths[child] = depth
@@ -952,12 +953,19 @@ class _Requests:
         self._origins: list[str] = []
         self._first_unsettled = 0
         self._first = 0
+        self.put: Final = self._make_put()
+        """``put(now, branch, origin)``: at *branch* the request of *origin* begins."""
 
-    def put(self, now: float, branch: Branch[int], origin: str) -> None:
-        """At *branch* the request of *origin* begins."""
-        self._moments.append(now)
-        self._branches.append(branch)
-        self._origins.append(origin)
+    def _make_put(self) -> Callable[[float, Branch[int], str], None]:
+        add_moment, add_branch = self._moments.append, self._branches.append
+        add_origin = self._origins.append
+
+        def put(now: float, branch: Branch[int], origin: str) -> None:
+            add_moment(now)
+            add_branch(branch)
+            add_origin(origin)
+
+        return put
 
     def sweep(self, now: float) -> int:
         """Settle and forget what is due by *now*; how many that were.
