@@ -32,9 +32,8 @@ class BrokerMachine(StoryMachine[BrokerWorld]):
     @rule(pause=pauses, pick=picks)
     def take(self, pause: float, pick: int) -> None:
         """Somebody comes who wants the id of another."""
-        self._count_names += 1
         wanted = self.names[pick % len(self.names)]
-        self.tell(f"n{self._count_names}", "takes", wanted, pause=pause)
+        self.tell_newcomer("takes", wanted, pause=pause)
 
     @precondition(lambda self: len(self.names) > 1)
     @rule(pause=pauses, pick=picks, other=picks, is_mutual=st.booleans())

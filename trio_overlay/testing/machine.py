@@ -96,6 +96,13 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
         self.story.add(step)
         self.call(lambda world: world.play(step))
 
+    def tell_newcomer(
+        self, verb: str = "joins", whom: str | None = None, *, pause: float = 0.0
+    ) -> None:
+        """As `tell`, of somebody new, who gets the next name."""
+        self._count_names += 1
+        self.tell(f"n{self._count_names}", verb, whom, pause=pause)
+
     def call(self, command: Callable[[WorldT], Awaitable[T]]) -> T:
         """Let the run go on until *command*, given the world, has returned."""
         assert self._run is not None
@@ -122,8 +129,7 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
     def join(self, pause: float, count: int) -> None:
         """New nodes come, all at once."""
         for index in range(min(count, self.max_nodes - len(self.names))):
-            self._count_names += 1
-            self.tell(f"n{self._count_names}", "joins", pause=0.0 if index else pause)
+            self.tell_newcomer(pause=0.0 if index else pause)
 
     @precondition(lambda self: self.names)
     @rule(pause=pauses, pick=picks)

@@ -45,8 +45,7 @@ class NeighboursMachine(StoryMachine[NeighboursWorld]):
         calm = {} if self.has_faults else {"heartbeat": CALM_HEARTBEAT}
         self.begin_story({"seed": seed, "loss": loss if self.has_faults else 0, **calm})
         for _ in range(count):
-            self._count_names += 1
-            self.tell(f"n{self._count_names}", "joins")
+            self.tell_newcomer()
         self.tell("time", "passes", pause=3.0)
 
     @property

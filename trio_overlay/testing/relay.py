@@ -40,8 +40,7 @@ class RelayMachine(StoryMachine[RelayWorld]):
         """Once upon a time there was a hub, and some who had dialled it."""
         self.begin_story({"seed": seed})
         for _ in range(count):
-            self._count_names += 1
-            self.tell(f"n{self._count_names}", "joins")
+            self.tell_newcomer()
         self.tell("time", "passes", pause=3.0)
 
     @property

@@ -19,10 +19,8 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from trio_overlay.testing.arcs_world import CALM_HEARTBEAT, GATE
 from trio_overlay.testing.machine import StoryMachine, picks
+from trio_overlay.testing.neighbours import short_pauses
 from trio_overlay.testing.sampling_world import SamplingWorld
-
-short_pauses = st.integers(0, 12).map(lambda twentieths: twentieths / 20)
-"""A bridged arc takes half a second, so that steps often meet one on its way."""
 
 
 class SamplingMachine(StoryMachine[SamplingWorld]):
@@ -47,8 +45,7 @@ class SamplingMachine(StoryMachine[SamplingWorld]):
         settings = {"seed": seed, "loss": loss if self.has_faults else 0, "a": a, "b": b}
         self.begin_story(settings if self.has_faults else settings | {"heartbeat": CALM_HEARTBEAT})
         for _ in range(count):
-            self._count_names += 1
-            self.tell(f"n{self._count_names}", "joins")
+            self.tell_newcomer()
         self.tell("time", "passes", pause=3.0)
 
     @property

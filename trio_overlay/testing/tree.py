@@ -45,8 +45,7 @@ class TreeMachine(StoryMachine[TreeWorld]):
         """Once upon a time there was a root, and some who had joined it."""
         self.begin_story({"seed": seed, "max_degree": max_degree})
         for _ in range(min(count, self.max_nodes)):
-            self._count_names += 1
-            self.tell(f"n{self._count_names}", "joins")
+            self.tell_newcomer()
 
     @rule(pause=pauses, pick=picks)
     def broadcast(self, pause: float, pick: int) -> None:
@@ -66,8 +65,7 @@ class TreeMachine(StoryMachine[TreeWorld]):
     @rule(pause=pauses, verb=st.sampled_from([BECOMES_ROOT, BECOMES_ROOT, TAKES_OVER]))
     def bring_a_root(self, pause: float, verb: str) -> None:
         """Another root comes: it stands by, or replaces the one that there is."""
-        self._count_names += 1
-        self.tell(f"n{self._count_names}", verb, pause=pause)
+        self.tell_newcomer(verb, pause=pause)
 
     @precondition(lambda self: self.has_faults and self._active_root() is not None)
     @rule(pause=pauses, verb=st.sampled_from(["leaves", "crashes", "crashes"]))
