@@ -84,6 +84,18 @@ async def test_two_peers_find_each_other_by_id_and_exchange_any_json_and_bytes()
 
 
 @virtual_test
+async def test_an_answer_that_comes_before_the_first_receive_is_not_lost() -> None:
+    """It once went to the peer's stream, for nobody had read from the connection yet."""
+    async with open_world() as world, world.peer("ada") as ada, world.peer("bob") as bob:
+        await ada.send("bob", "are you there?")
+        await (await bob.messages.receive()).connection.send("yes")
+        await trio.sleep(1)
+        with trio.fail_after(5):
+            assert await ada.connections["bob"].receive() == "yes"
+        assert len(ada.messages) == 0
+
+
+@virtual_test
 async def test_send_connects_when_needed_and_connect_reuses_the_connection() -> None:
     async with open_world() as world, world.peer("ada") as ada, world.peer("bob") as bob:
         await ada.send("bob", "hello")

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.streams import Stream, Substream
 
 
 async def test_items_come_out_in_order_and_the_end_comes_last() -> None:
@@ -87,3 +87,43 @@ async def test_waiting_readers_are_woken_one_an_item_and_all_by_the_close(
         assert got == [1]
         stream.close()
     assert got == [1, "end", "end"]
+
+
+async def test_who_begins_to_read_a_substream_gets_what_nobody_has_read_yet() -> None:
+    left: list[int] = []
+    trunk: Stream[int] = Stream(max_items=4, on_leave=lambda item, _: left.append(item))
+    even = Substream(trunk, lambda item: item % 2 == 0)
+    for number in range(5):
+        (trunk if number % 2 else even).put(number, 10)
+    assert left == [0]  # dropped: nobody read, and it was too much
+    assert trunk.receive_nowait() == 1
+    assert not even.is_read
+    assert [even.receive_nowait() for _ in range(2)] == [2, 4]
+    for number in range(6, 16, 2):
+        even.put(number)
+    assert [even.receive_nowait() for _ in range(5)] == [6, 8, 10, 12, 14]
+    assert trunk.receive_nowait() == 3
+    assert left == [0, 1, 2, 4, 6, 8, 10, 12, 14, 3]
+    assert len(trunk) == trunk._size == len(even) == even._size == 0
+
+
+async def test_substream_that_was_closed_unread_still_has_what_came() -> None:
+    trunk: Stream[str] = Stream()
+    ours = Substream(trunk, lambda item: item == "ours")
+    ours.put("ours")
+    trunk.put("another's")
+    ours.close()
+    assert [item async for item in ours] == ["ours"]
+    assert trunk.receive_nowait() == "another's"
+
+
+def test_substream_knows_who_reads_it() -> None:
+    trunk: Stream[int] = Stream()
+    first, second = (Substream(trunk, lambda _: True) for _ in range(2))
+    assert [first.has_reader, second.has_reader] == [False, False]
+    with pytest.raises(trio.WouldBlock):
+        first.receive_nowait()
+    assert [first.has_reader, second.has_reader] == [True, False]
+    with pytest.raises(trio.WouldBlock):
+        trunk.receive_nowait()
+    assert [first.has_reader, second.has_reader] == [True, True]

@@ -306,6 +306,24 @@ async def test_slow_reader_makes_the_sender_wait_and_nothing_grows(
             await node.parent.send("again")
 
 
+async def test_reply_that_comes_before_the_first_receive_is_not_lost(
+    autojump_clock: MockClock,
+) -> None:
+    """It once went to the node's stream, for nobody had read from the channel yet."""
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack)
+        node = await enter_child(world, stack, "a")
+        assert node.parent is not None
+        await node.parent.send("ping")
+        async for message in root.messages:
+            await message.channel.send("pong")
+            break
+        await trio.sleep(1)
+        with trio.fail_after(5):
+            assert await node.parent.receive() == "pong"
+        assert len(node.messages) == 0
+
+
 async def test_unread_messages_neither_block_nor_grow(autojump_clock: MockClock) -> None:
     async with open_world() as world, AsyncExitStack() as stack:
         root = await enter_root(world, stack, max_degree=1)

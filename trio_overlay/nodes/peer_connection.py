@@ -10,7 +10,7 @@ import trio
 
 from trio_overlay.channels.channel import Channel
 from trio_overlay.errors import MalformedFrame, NotSupported, SendTimeout
-from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.streams import Stream, Substream
 from trio_overlay.protocol.peer import BYTES, Message, decode_message, encode_message
 
 DEFAULT_SEND_TIMEOUT: Final = 30.0
@@ -41,9 +41,10 @@ class Connection:
     """The open connection to another peer: messages both ways; made by `Peer.connect`.
 
     Messages come out of the peer's `messages`, until somebody reads from this connection itself,
-    by iterating it or by `receive`; from then on they come out here. Once somebody reads, messages
-    wait for their reader, and the other peer waits with them (a peer of linkup's, which cannot,
-    loses the connection when it has sent too much); before, only the newest are kept.
+    by iterating it or by `receive`; from then on they come out here, beginning with those that
+    nobody has read there yet. Once somebody reads, messages wait for their reader, and the other
+    peer waits with them (a peer of linkup's, which cannot, loses the connection when it has sent
+    too much); before, only the newest are kept.
     """
 
     def __init__(
@@ -64,12 +65,7 @@ class Connection:
         """What the other peer understands beyond linkup; empty for linkup's own."""
         self.attempt = attempt
         self._channel = channel
-        self._messages = messages
-        self._own_messages: Stream[PeerMessage] = Stream(
-            max_bytes=MAX_UNREAD,
-            keeps_what_is_read=True,
-            on_leave=lambda message, size: message.connection.release(size),
-        )
+        self._messages = Substream(messages, lambda message: message.connection is self)
         self._unread = 0
         self._has_room = trio.Event()
         self._scope = trio.CancelScope()
@@ -123,13 +119,13 @@ class Connection:
 
         trio.EndOfChannel: the connection is closed, by whichever end, and all was read.
         """
-        return (await self._own_messages.receive()).data
+        return (await self._messages.receive()).data
 
     def __aiter__(self) -> Connection:
         return self
 
     async def __anext__(self) -> Message:
-        return (await self._own_messages.__anext__()).data
+        return (await self._messages.__anext__()).data
 
     async def aclose(self, reason: str = "closed by the application") -> None:
         """Close the connection; what was sent before still leaves, within a short time limit.
@@ -164,7 +160,7 @@ class Connection:
             self.end("the peer left")
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._channel.aclose(self._close_reason or "")
-            self._own_messages.close()
+            self._messages.close()
             self._closed.set()
 
     async def _read(self) -> None:
@@ -183,10 +179,9 @@ class Connection:
                 self.end(f"it broke the protocol: {error}")
                 return
             size = max(len(frame), MIN_COST)
-            stream = self._own_messages if self._own_messages.is_read else self._messages
             self._unread += size
-            stream.put(PeerMessage(self, data), size)
-            while self._unread >= MAX_UNREAD and stream.is_read:
+            self._messages.put(PeerMessage(self, data), size)
+            while self._unread >= MAX_UNREAD and self._messages.has_reader:
                 self._has_room = trio.Event()
                 await self._has_room.wait()
 

@@ -61,7 +61,7 @@ class Stream(Generic[T]):
 
         trio.EndOfChannel: there will be none any more.
         """
-        self.is_read = True
+        self._start_reading()
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._items:
             if self._is_closed:
@@ -76,7 +76,7 @@ class Stream(Generic[T]):
 
         trio.WouldBlock: there is none now.
         """
-        self.is_read = True
+        self._start_reading()
         if not self._items:
             raise trio.WouldBlock
         return self._leave()
@@ -102,9 +102,54 @@ class Stream(Generic[T]):
         self._is_closed = True
         self._readers.unpark_all()
 
+    def _start_reading(self) -> None:
+        self.is_read = True
+
+    def _move(self, wanted: Callable[[T], bool], stream: Stream[T]) -> None:
+        """Move what is unread and *wanted* to *stream*, which may be closed; it has not left."""
+        kept: deque[tuple[T, int]] = deque()
+        for item, size in self._items:
+            if wanted(item):
+                stream._items.append((item, size))
+                stream._size += size
+                self._size -= size
+            else:
+                kept.append((item, size))
+        self._items = kept
+
     def _leave(self) -> T:
         item, size = self._items.popleft()
         self._size -= size
         if self._on_leave is not None:
             self._on_leave(item, size)
         return item
+
+
+class Substream(Stream[T]):
+    """Those items of *trunk* that are *ours*, once somebody reads them here.
+
+    Whoever has them puts them in here. Until somebody reads, they go on to the trunk; whoever
+    begins to read gets first what nobody has read there yet, so it makes no difference whether an
+    item comes before the reader or after. *on_leave* is the trunk's.
+    """
+
+    def __init__(self, trunk: Stream[T], ours: Callable[[T], bool]) -> None:
+        super().__init__(keeps_what_is_read=True, on_leave=trunk._on_leave)
+        self._trunk = trunk
+        self._ours = ours
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether somebody has begun to read what is put in here, wherever it comes out."""
+        return self.is_read or self._trunk.is_read
+
+    def put(self, item: T, size: int = 0) -> None:
+        if self.is_read:
+            super().put(item, size)
+        else:
+            self._trunk.put(item, size)
+
+    def _start_reading(self) -> None:
+        if not self.is_read:
+            self.is_read = True
+            self._trunk._move(self._ours, self)

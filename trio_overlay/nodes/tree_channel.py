@@ -27,7 +27,7 @@ from trio_overlay.errors import (
     ProtocolError,
 )
 from trio_overlay.nodes.heartbeat import Heartbeat
-from trio_overlay.nodes.streams import Stream
+from trio_overlay.nodes.streams import Stream, Substream
 from trio_overlay.protocol.ancestry import Descent, Number
 from trio_overlay.protocol.cast_frames import CastFrame
 from trio_overlay.protocol.json import JSON
@@ -106,10 +106,10 @@ class TreeChannel:
     """The channel to a parent or a child.
 
     Messages come out of the node's `messages`, until somebody reads from this channel itself, by
-    iterating it or by `receive`; from then on they come out here. They wait for their reader; a
-    neighbour of ours waits with them (backpressure), and one of the old protocol that has sent a
-    mebibyte more than was read loses the channel, with that reason. The tree's own frames
-    never wait behind messages.
+    iterating it or by `receive`; from then on they come out here, beginning with those that nobody
+    has read there yet. They wait for their reader; a neighbour of ours waits with them
+    (backpressure), and one of the old protocol that has sent a mebibyte more than was read loses
+    the channel, with that reason. The tree's own frames never wait behind messages.
     """
 
     def __init__(
@@ -140,12 +140,9 @@ class TreeChannel:
         self._heartbeat = heartbeat
         self._heard_at = trio.current_time()
         self._said_at = float("-inf")
-        self._messages = messages
         self._on_frame = on_frame
         self._on_cast = on_cast
-        self._own_messages: Stream[Message] = Stream(
-            keeps_what_is_read=True, on_leave=lambda _, size: self.release(size)
-        )
+        self._messages = Substream(messages, lambda message: message.channel is self)
         self._unread = 0  # bytes in the streams, ours and the node's
         self._read = 0  # bytes read that the neighbour was not told of yet
         self._on_the_way = 0  # bytes sent that the neighbour has not said it read
@@ -217,13 +214,13 @@ class TreeChannel:
 
         trio.EndOfChannel: the channel is closed, by whichever end, and all was read.
         """
-        return (await self._own_messages.receive()).data
+        return (await self._messages.receive()).data
 
     def __aiter__(self) -> TreeChannel:
         return self
 
     async def __anext__(self) -> JSON:
-        return (await self._own_messages.__anext__()).data
+        return (await self._messages.__anext__()).data
 
     async def aclose(self, reason: str = "closed by the application") -> None:
         """Leave this neighbour. The node goes on, and reports the close as any other."""
@@ -341,7 +338,7 @@ class TreeChannel:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._channel.aclose(self._close_reason or "")
             self._to_write.close()
-            self._own_messages.close()
+            self._messages.close()
             self.incoming.close()
             for road in self._roads.values():  # those of `open_channel`, which others run
                 road.fail(ConnectionFailed(f"the channel to {self.id} ended"))
@@ -405,9 +402,8 @@ class TreeChannel:
                 self._on_cast(self, frame, size)
 
     def _take_data(self, data: JSON, size: int) -> None:
-        stream = self._own_messages if self._own_messages.is_read else self._messages
         self._unread += size
-        stream.put(Message(self, data, self.is_parent), size)
+        self._messages.put(Message(self, data, self.is_parent), size)
         if self._unread > MAX_UNREAD:
             self.end("its messages were read too slowly, and it does not wait")
 
