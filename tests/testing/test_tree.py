@@ -199,7 +199,7 @@ def test_a_story_may_end_without_a_server() -> None:
 
 
 def test_the_end_of_a_story_waits_until_the_root_has_found_the_next_server() -> None:
-    # It tries again every half minute by then; nobody else would have been missing.
+    # It tries again every five seconds by then; nobody else would have been missing.
     replay("server crashes at 0 s; time passes at 116 s")
 
 

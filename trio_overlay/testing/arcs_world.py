@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import trio
 
-from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import OutcomeError, PeerNotFound
+from trio_overlay.errors import PeerNotFound
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.neighbours import Neighbours, open_neighbours
 from trio_overlay.protocol.json import JSON
@@ -50,9 +49,6 @@ class ArcsWorld(VirtualWorld):
         self.loss = float(settings.get("loss", "0"))
         self.nodes: dict[str, Neighbours] = {}
         """Those that are open, the gate among them, oldest first."""
-        self._nurseries: dict[str, trio.Nursery] = {}
-        self._tries: dict[str, list[trio.CancelScope]] = {}
-        """One around each thing that a node tries to do."""
         self._rng = random.Random(f"{self.seed} carriers")
 
     @property
@@ -72,12 +68,11 @@ class ArcsWorld(VirtualWorld):
         gate = await stack.enter_async_context(self.open_node(GATE))
         bootstrap = await stack.enter_async_context(self.open_bootstrap(GATE))
         requests = await stack.enter_async_context(bootstrap.root(SECRET))
-        nursery = await stack.enter_async_context(open_background_nursery())
-        self.note_node(GATE, gate, nursery)
+        nursery = await stack.enter_async_context(self.taking_part(GATE, gate))
 
         async def admit(request: Request) -> None:
             answer = bootstrap.answer(request, timeout=self.attempt_timeout)
-            await self._ignore_outcome(lambda: gate.attach(answer, is_outgoing=False))
+            await self.ignore_outcome(lambda: gate.attach(answer, is_outgoing=False))
 
         async def admit_all() -> None:
             async for request in requests:
@@ -86,7 +81,6 @@ class ArcsWorld(VirtualWorld):
         nursery.start_soon(admit_all)
 
     async def finish(self) -> None:
-        self.loss = 0.0
         for rule in self.network.rules:
             if isinstance(rule.action, LoseSignals | FailHandshakes):
                 self.network.lift(rule)
@@ -97,7 +91,7 @@ class ArcsWorld(VirtualWorld):
         return await node.attach(bootstrap.connect(timeout=self.attempt_timeout))
 
     def is_settled(self) -> bool:
-        # The gate dials a server that has restarted in up to half a minute.
+        # The gate dials a server that has restarted within five seconds.
         return bool(self.signaling.server.status()["roots"])
 
     # --- nodes ----------------------------------------------------------------------------
@@ -119,36 +113,15 @@ class ArcsWorld(VirtualWorld):
         rng = random.Random(f"{self.seed} {name} b")
         return open_bootstrap(AUTHORITY, network=self.network.host(name), rng=rng)
 
-    def note_node(self, name: str, node: Neighbours, nursery: trio.Nursery) -> None:
-        """From now on *node* can do what steps say, in its *nursery*."""
-        self.nodes[name] = node
-        self._nurseries[name] = nursery
-        self._tries[name] = []
-
-    def forget_node(self, name: str) -> None:
-        """It can't any more."""
-        for table in (self.nodes, self._nurseries, self._tries):
-            del table[name]
-
-    def attempt(self, name: str, action: Callable[[], Awaitable[object]]) -> None:
-        """Let the node *name* try *action*, until `give_up`; an outcome is only noted."""
-        scope = trio.CancelScope()
-        tries = self._tries[name]
-        tries.append(scope)
-
-        async def run() -> None:
+    @asynccontextmanager
+    async def taking_part(self, name: str, node: Neighbours) -> AsyncIterator[trio.Nursery]:
+        """In this block *node* is one of `nodes`, and can do what steps say."""
+        async with self.acting(name) as nursery:
+            self.nodes[name] = node
             try:
-                with scope:
-                    await self._ignore_outcome(action)
+                yield nursery
             finally:
-                tries.remove(scope)
-
-        self._nurseries[name].start_soon(run)
-
-    def give_up(self, name: str) -> None:
-        """Cancel what *name* tries."""
-        for scope in self._tries[name]:
-            scope.cancel()
+                del self.nodes[name]
 
     async def reach(self, name: str, whom: str) -> str:
         """An arc from *name* whose messages the application carries, now and then to nobody.
@@ -160,29 +133,23 @@ class ArcsWorld(VirtualWorld):
             raise PeerNotFound(f"{name} has ended")
 
         async def there(message: JSON) -> None:
-            await trio.sleep(self._rng.uniform(0, MAX_CARRY_DELAY))
+            is_there = await self._carry(name, whom)
             other = self.nodes.get(whom)
-            if other is not None and self._arrives(name, whom):
+            if other is not None and is_there:
                 other.accept(back, message)
 
         async def back(message: JSON) -> None:
-            await trio.sleep(self._rng.uniform(0, MAX_CARRY_DELAY))
-            if self._arrives(whom, name):
+            if await self._carry(whom, name):
                 node.finalize(message)
 
         return await node.initiate(there)
 
-    def _arrives(self, source: str, target: str) -> bool:
-        """Whether what the application carries gets there."""
-        cut_off = {source, target} & set(self.network.frozen)
-        is_cut = self.is_cut(source, target) or self.is_cut(target, source)
-        return not (cut_off or is_cut) and self._rng.random() >= self.loss
-
-    async def _ignore_outcome(self, action: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await action()
-        except OutcomeError as error:
-            self.network.note(f"it came to nothing: {error}")
+    async def _carry(self, source: str, target: str) -> bool:
+        """Take the time of a message that the application carries; whether it gets there."""
+        lateness = self.network.draw_signal_delay(source, target)
+        await trio.sleep(self._rng.uniform(0, MAX_CARRY_DELAY) + lateness)
+        is_cut = self.network.conditions(source, target, "peer").is_cut
+        return not (is_cut or self.network.loses_signal(source, target))
 
     # --- checks ---------------------------------------------------------------------------
 

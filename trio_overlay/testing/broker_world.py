@@ -6,12 +6,10 @@ import math
 import random
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
 import trio
 
 from trio_overlay.channels.memory import MemoryChannel
-from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError, UsageError
 from trio_overlay.nodes.peer import Peer, open_peer
 from trio_overlay.nodes.peer_connection import Connection
@@ -23,14 +21,6 @@ from trio_overlay.testing.world import SERVER, SETTLE_TIMEOUT, Life, VirtualWorl
 REGISTRATION_TIMEOUT = 40.0
 """Seconds for a dial and an answer, at the most; longer than any attempt to connect takes."""
 _FAULTS = frozenset({"loses", "regains", "freezes", "thaws"})
-
-
-@dataclass(eq=False)
-class _Resident:
-    """A living peer, and the tasks of its application."""
-
-    peer: Peer
-    nursery: trio.Nursery
 
 
 class BrokerWorld(VirtualWorld):
@@ -50,7 +40,6 @@ class BrokerWorld(VirtualWorld):
         self._hung_up_at = -math.inf
         self._fault_at = -math.inf
         self._wanted: dict[str, str] = {}
-        self._residents: dict[str, _Resident] = {}
 
     @property
     def join_timeout(self) -> float:
@@ -61,7 +50,7 @@ class BrokerWorld(VirtualWorld):
 
     def perform(self, step: Step) -> None:
         who, whom = step.who, step.whom
-        resident = self._residents.get(who)
+        peer = self.peers.get(who)
         if step.verb in _FAULTS or who == SERVER:
             self._fault_at = trio.current_time()
         match step.verb:
@@ -69,11 +58,11 @@ class BrokerWorld(VirtualWorld):
                 if who not in self.lives and not self.network.host(who).is_crashed:
                     self._wanted[who] = whom
                 super().perform(Step(step.at, who, "joins"))
-            case "calls" if resident is not None and whom is not None:
-                resident.nursery.start_soon(self._call, resident.peer, whom)
-            case "hangs_up" if resident is not None and whom is not None:
+            case "calls" if peer is not None and whom is not None:
+                self.attempt(who, lambda: self._call(peer, whom))
+            case "hangs_up" if peer is not None and whom is not None:
                 self._hung_up_at = trio.current_time()
-                resident.nursery.start_soon(resident.peer.disconnect, whom)
+                self.attempt(who, lambda: peer.disconnect(whom))
             case "calls" | "hangs_up" | "takes":
                 pass
             case _:
@@ -88,15 +77,11 @@ class BrokerWorld(VirtualWorld):
                     life.join_ended_at = trio.current_time()
                     life.has_joined = True
                     self.count_joined += 1
-                    async with open_background_nursery() as nursery:
+                    async with self.acting(life.name) as nursery:
                         self.peers[life.name] = peer
-                        self._residents[life.name] = _Resident(peer, nursery)
                         nursery.start_soon(self._listen, peer)
-                        try:
-                            with life.staying:
-                                await trio.sleep_forever()
-                        finally:
-                            del self._residents[life.name]
+                        with life.staying:
+                            await trio.sleep_forever()
         finally:
             life.join_ended_at = life.join_ended_at or trio.current_time()
             self.peers.pop(life.name, None)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 import trio
 
-from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.nodes.neighbours import ArcClose, ArcFail, ArcOpen, Neighbours
 from trio_overlay.testing.arcs_world import ArcsWorld
 from trio_overlay.testing.history import History
@@ -29,7 +29,6 @@ class NeighboursWorld(ArcsWorld):
     n1 bridges n2,n3   n1 asks n2 to open an arc to n3
     n1 drops n2        n1 removes an arc to or from n2
     n1 drops_all       n1 removes its arcs
-    n1 gives_up        what n1 tries to open is cancelled
     =================  =======================================================================
     """
 
@@ -42,41 +41,30 @@ class NeighboursWorld(ArcsWorld):
         async with (
             self.open_node(life.name) as node,
             self.open_bootstrap(life.name) as bootstrap,
-            open_background_nursery() as nursery,
+            self.taking_part(life.name, node),
         ):
-            self.note_node(life.name, node, nursery)
-            try:
-                try:
-                    with life.joining:
-                        await self.attach(node, bootstrap)
-                        life.has_joined = True
-                        self.count_joined += 1
-                finally:
-                    life.join_ended_at = trio.current_time()
-                if life.has_joined:
-                    with life.staying:
-                        await self.stay(life, node)
-            finally:
-                self.forget_node(life.name)
+            with self.joining(life):
+                await self.attach(node, bootstrap)
+            if life.has_joined:
+                with life.staying:
+                    await self.stay(life, node)
 
     async def stay(self, life: Life, node: Neighbours) -> None:  # noqa: ARG002 - to be extended
         """What the application does with its *node* until it leaves; nothing, here."""
         await trio.sleep_forever()
 
-    def note_node(self, name: str, node: Neighbours, nursery: trio.Nursery) -> None:
-        super().note_node(name, node, nursery)
-        self._told[name] = Counter()
-
-    def forget_node(self, name: str) -> None:
-        super().forget_node(name)
-        del self._told[name]
+    @asynccontextmanager
+    async def taking_part(self, name: str, node: Neighbours) -> AsyncIterator[trio.Nursery]:
+        async with super().taking_part(name, node) as nursery:
+            self._told[name] = Counter()
+            yield nursery
 
     # --- steps ----------------------------------------------------------------------------
 
     def perform(self, step: Step) -> None:
         node, whom = self.nodes.get(step.who), step.whom
         match step.verb:
-            case "reaches" | "doubles" | "invites" | "bridges" | "drops" | "drops_all" | "gives_up":
+            case "reaches" | "doubles" | "invites" | "bridges" | "drops" | "drops_all":
                 if node is not None:
                     self._let(step.who, node, step.verb, whom)
             case _:
@@ -86,8 +74,6 @@ class NeighboursWorld(ArcsWorld):
         if whom is not None and len({name, *whom.split(",")}) == 1:
             return  # no peer has an arc to itself
         match verb, whom:
-            case "gives_up", None:
-                self.give_up(name)
             case "drops_all", None:
                 node.disconnect()
             case "drops", str():

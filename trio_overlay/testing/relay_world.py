@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import trio
 
-from trio_overlay.channels.scopes import open_background_nursery
-from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.relay import PeerJoined, Relay, open_relay
 from trio_overlay.protocol.relay import PeerId
 from trio_overlay.protocol.relay_routing import MAX_NONCES
@@ -36,7 +34,6 @@ class RelayWorld(VirtualWorld):
     n1 assures n2     the same, with a receipt
     n1 connects n2    n1 wants a connection to n2
     n1 lets_go n2     n1 closes the one it has
-    n1 gives_up       what n1 sends and connects is cancelled
     hub crashes       and ``hub restarts``, with another id
     ================  ===========================================================================
     """
@@ -48,8 +45,6 @@ class RelayWorld(VirtualWorld):
         """Those that are open, the hub among them, oldest first."""
         self.count_confirmed = 0
         self._join_timeout = float(settings.get("join_timeout", "30"))
-        self._nurseries: dict[str, trio.Nursery] = {}
-        self._tries: dict[str, list[trio.CancelScope]] = {}
         self._hub: trio.CancelScope | None = None
         self._count_hubs = 0
         self._count_messages = 0
@@ -74,21 +69,12 @@ class RelayWorld(VirtualWorld):
 
     async def live(self, life: Life) -> None:
         name = life.name
-        async with self._open_node(name) as relay, open_background_nursery() as nursery:
-            self._note_node(name, relay, nursery)
-            try:
-                try:
-                    with life.joining, trio.move_on_after(self.join_timeout):
-                        await self._wait_for_a_neighbour(relay)
-                        life.has_joined = True
-                        self.count_joined += 1
-                finally:
-                    life.join_ended_at = trio.current_time()
-                if not life.joining.cancel_called:
-                    with life.staying:
-                        await self.stay(life, relay)
-            finally:
-                self._forget_node(name)
+        async with self._open_node(name) as relay, self._taking_part(name, relay):
+            with trio.move_on_after(self.join_timeout), self.joining(life):
+                await self._wait_for_a_neighbour(relay)
+            if not life.joining.cancel_called:
+                with life.staying:
+                    await self.stay(life, relay)
 
     async def stay(self, life: Life, node: Relay) -> None:  # noqa: ARG002 - to be extended
         """What the application does with its *node* until it leaves; nothing, here."""
@@ -118,9 +104,6 @@ class RelayWorld(VirtualWorld):
                 other = self.nodes.get(whom)
                 if relay is not None and other is not None and relay is not other:
                     self._let(step.who, relay, step.verb, whom, other.id)
-            case "gives_up":
-                for scope in self._tries.get(step.who, ()):
-                    scope.cancel()
             case "tells" | "assures" | "connects" | "lets_go":
                 raise ValueError(f"nobody knows how to do this: {step}")
             case _:
@@ -138,29 +121,13 @@ class RelayWorld(VirtualWorld):
 
         match verb:
             case "tells":
-                self._try(name, lambda: relay.send(peer, [number, 0]))
+                self.attempt(name, lambda: relay.send(peer, [number, 0]))
             case "assures":
-                self._try(name, assure)
+                self.attempt(name, assure)
             case "connects":
-                self._try(name, lambda: relay.connect(peer))
+                self.attempt(name, lambda: relay.connect(peer))
             case "lets_go":
-                self._try(name, lambda: relay.disconnect(peer))
-
-    def _try(self, name: str, action: Callable[[], Awaitable[object]]) -> None:
-        scope = trio.CancelScope()
-        tries = self._tries[name]
-        tries.append(scope)
-
-        async def run() -> None:
-            try:
-                with scope:
-                    await action()
-            except OutcomeError as error:
-                self.network.note(f"it came to nothing: {error}")
-            finally:
-                tries.remove(scope)
-
-        self._nurseries[name].start_soon(run)
+                self.attempt(name, lambda: relay.disconnect(peer))
 
     def collect(self) -> None:
         """Take in what has come to all nodes.
@@ -229,13 +196,9 @@ class RelayWorld(VirtualWorld):
         with scope:
             async with (
                 self._open_node(HUB, f"{HUB} {number}") as relay,
-                open_background_nursery() as nursery,
+                self._taking_part(HUB, relay),
             ):
-                self._note_node(HUB, relay, nursery)
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    self._forget_node(HUB)
+                await trio.sleep_forever()
 
     async def _wait_for_a_neighbour(self, relay: Relay) -> None:
         async for event in relay.events:
@@ -253,12 +216,12 @@ class RelayWorld(VirtualWorld):
             rng=rng,
         )
 
-    def _note_node(self, name: str, relay: Relay, nursery: trio.Nursery) -> None:
-        self.nodes[name] = relay
-        self._nurseries[name] = nursery
-        self._tries[name] = []
-
-    def _forget_node(self, name: str) -> None:
-        self.collect()
-        for table in (self.nodes, self._nurseries, self._tries):
-            del table[name]
+    @asynccontextmanager
+    async def _taking_part(self, name: str, relay: Relay) -> AsyncIterator[None]:
+        async with self.acting(name):
+            self.nodes[name] = relay
+            try:
+                yield
+            finally:
+                self.collect()
+                del self.nodes[name]

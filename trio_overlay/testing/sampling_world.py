@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import trio
 
-from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.nodes.neighbours import Neighbours
 from trio_overlay.nodes.sampling import (
     LEAVE_TIME,
@@ -43,7 +42,6 @@ class SamplingWorld(ArcsWorld):
     ===============  =========================================================================
     n1 meets n2      n1 opens an arc to n2, carried by the application, and joins by it
     n1 exchanges     n1 begins its next exchange now
-    n1 gives_up      what n1 tries is cancelled
     ===============  =========================================================================
 
     Once all is quiet, exchanges over, views and arcs are the same at both ends, and whoever is
@@ -81,34 +79,26 @@ class SamplingWorld(ArcsWorld):
 
     async def live(self, life: Life) -> None:
         name = life.name
-        async with (
-            self.open_node(name) as node,
-            self.open_bootstrap(name) as bootstrap,
-            open_background_nursery() as nursery,
-        ):
+        async with self.open_node(name) as node, self.open_bootstrap(name) as bootstrap:
 
             async def find_contact(neighbours: Neighbours) -> str:
                 return await self.attach(neighbours, bootstrap)
 
-            async with self._open_sampling(name, node, find_contact) as sampling:
-                self.note_node(name, node, nursery)
+            async with (
+                self._open_sampling(name, node, find_contact) as sampling,
+                self.taking_part(name, node),
+            ):
                 self.samplings[name] = sampling
                 if self._is_over:
                     self._let_rest(sampling)
                 try:
-                    try:
-                        with life.joining:
-                            await sampling.join()
-                            life.has_joined = True
-                            self.count_joined += 1
-                    finally:
-                        life.join_ended_at = trio.current_time()
+                    with self.joining(life):
+                        await sampling.join()
                     if life.has_joined:
                         with life.staying:
                             await self.stay(life, sampling)
                         await sampling.leave()
                 finally:
-                    self.forget_node(name)
                     del self.samplings[name]
 
     async def stay(self, life: Life, node: Sampling) -> None:  # noqa: ARG002 - to be extended
@@ -138,9 +128,6 @@ class SamplingWorld(ArcsWorld):
             case "exchanges", None:
                 if sampling is not None:
                     sampling._pause.deadline = trio.current_time()
-            case "gives_up", None:
-                if sampling is not None:
-                    self.give_up(step.who)
             case _:
                 super().perform(step)
 

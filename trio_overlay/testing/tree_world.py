@@ -117,11 +117,8 @@ class TreeWorld(VirtualWorld):
         async with self._open_node(life.name) as node:
             self.nodes[life.name] = node
             try:
-                try:
-                    with life.joining:
-                        await self._enter_tree(life, node)
-                finally:
-                    life.join_ended_at = trio.current_time()
+                with self.joining(life):
+                    await self._enter_tree(life, node)
                 if life.has_joined:
                     with life.staying:
                         if life.name == ROOT:
@@ -134,13 +131,9 @@ class TreeWorld(VirtualWorld):
     async def _enter_tree(self, life: Life, node: TreeNode) -> None:
         if life.verb == "joins":
             await node.join()
-            self.count_joined += 1
         else:
-            with trio.move_on_after(self.join_timeout) as scope:
-                await node.become_root(SECRET, takeover=life.verb == TAKES_OVER)
-            if scope.cancelled_caught:
-                return
-        life.has_joined = True
+            life.joining.deadline = trio.current_time() + self.join_timeout
+            await node.become_root(SECRET, takeover=life.verb == TAKES_OVER)
 
     async def stay(self, life: Life, node: TreeNode) -> None:  # noqa: ARG002 - for those who extend
         """What the application does with its *node* until it leaves; nothing, here.
@@ -372,26 +365,26 @@ class TreeWorld(VirtualWorld):
 
         Of those whose parent is still there.
         """
-        owners = {
-            _end_of(link): name
-            for name, node in self.nodes.items()
-            for link in node._links.values()
-        }
-        found = {}
-        for name, node in self.nodes.items():
-            if node.parent is not None:
-                owner = owners.get(_end_of(node.parent).other_end)
-                if owner is not None:
-                    found[name] = owner
-        return found
+        return self._find_parents(
+            {
+                _end_of(link): name
+                for name, node in self.nodes.items()
+                for link in node._links.values()
+            }
+        )
 
     def parents(self) -> dict[str, str]:
         """Whose child each node is, as both ends see it, by name."""
-        owners = {
-            _end_of(child): name
-            for name, node in self.nodes.items()
-            for child in node.children.values()
-        }
+        return self._find_parents(
+            {
+                _end_of(child): name
+                for name, node in self.nodes.items()
+                for child in node.children.values()
+            }
+        )
+
+    def _find_parents(self, owners: Mapping[MemoryChannel, str]) -> dict[str, str]:
+        """Each node's parent, by name, whose end of their connection is among those of *owners*."""
         found: dict[str, str] = {}
         for name, node in self.nodes.items():
             if node.parent is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import abc
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -57,6 +57,15 @@ class Life:
     """Why the join failed, if it did."""
 
 
+@dataclass(eq=False)
+class _Actor:
+    """What a node does for the sake of the story, beside living."""
+
+    nursery: trio.Nursery
+    tries: list[trio.CancelScope] = field(default_factory=list)
+    """One around each thing that it tries to do."""
+
+
 class VirtualWorld(abc.ABC):
     """An async context manager: inside, steps of a story can be played.
 
@@ -69,6 +78,7 @@ class VirtualWorld(abc.ABC):
     n1 joins                 n1 begins to live, and joins
     n1 withdraws             it gives up joining
     n1 leaves, crashes       its life ends, as it should, or without a word; ``server crashes``, too
+    n1 gives_up              what it tries to do is cancelled
     server restarts          another server is there, which knows nothing of the one before
     n1 freezes, thaws        n1, or the server, is silent, and is heard again
     n1,n2 loses n3,server    nothing gets from one of these groups, of one or more, to the other
@@ -94,10 +104,12 @@ class VirtualWorld(abc.ABC):
         self.lives: dict[str, Life] = {}
         """Those who have begun and not yet ended, by name, oldest first."""
         self.count_joined = 0
+        """By ``joins``: not those that came in another way."""
         self.count_refused = 0
         self.endings: deque[float] = deque(maxlen=100)
         """When the last hundred lives ended."""
         self.begun_at = 0.0
+        self._actors: dict[str, _Actor] = {}
         self._trouble_at = -math.inf
         self._cuts: dict[tuple[str, str], Rule] = {}
         self._deaf: dict[tuple[str, str], Rule] = {}
@@ -262,6 +274,8 @@ class VirtualWorld(abc.ABC):
             case "crashes" if life is not None:
                 self.network.crash(who, noticed_after=self.noticed_after)
                 life.scope.cancel()
+            case "gives_up":
+                self.give_up(who)
             case "freezes":
                 self.network.freeze(_hosts_of(who))
             case "thaws":
@@ -299,6 +313,67 @@ class VirtualWorld(abc.ABC):
         if name not in self.lives and not self.network.host(name).is_crashed:
             self.lives[name] = life = Life(name, trio.current_time(), verb)
             self._nursery.start_soon(self._live, life)
+
+    @contextmanager
+    def joining(self, life: Life) -> Iterator[None]:
+        """In this block *life* joins, until it gives up. Left without an error, it has joined."""
+        try:
+            with life.joining:
+                yield
+                life.has_joined = True
+                self.count_joined += life.verb == "joins"
+        finally:
+            life.join_ended_at = trio.current_time()
+
+    @asynccontextmanager
+    async def acting(self, name: str) -> AsyncIterator[trio.Nursery]:
+        """In this block the node *name* can `attempt` things; the nursery is its application's."""
+        async with open_background_nursery() as nursery:
+            self._actors[name] = _Actor(nursery)
+            try:
+                yield nursery
+            finally:
+                del self._actors[name]
+
+    def attempt(self, name: str, action: Callable[[], Awaitable[object]]) -> None:
+        """Let the node *name* try *action*, until `give_up`; an outcome is only noted.
+
+        Nothing happens if it does not act.
+        """
+        actor = self._actors.get(name)
+        if actor is None:
+            return
+        tries, scope = actor.tries, trio.CancelScope()
+        tries.append(scope)  # before the task begins, so that it can be given up at once
+
+        async def run() -> None:
+            try:
+                with scope:
+                    await self.ignore_outcome(action)
+            finally:
+                tries.remove(scope)
+
+        actor.nursery.start_soon(run)
+
+    async def ignore_outcome(self, action: Callable[[], Awaitable[object]]) -> None:
+        """Await *action*; if it comes to nothing, only note that."""
+        try:
+            await action()
+        except OutcomeError as error:
+            self.network.note(f"it came to nothing: {error}")
+
+    def give_up(self, name: str) -> None:
+        """Cancel what the node *name* tries."""
+        for scope in self._list_tries(name):
+            scope.cancel()
+
+    def list_busy(self) -> list[str]:
+        """Those who try something now, oldest first."""
+        return [name for name in self._actors if self._list_tries(name)]
+
+    def _list_tries(self, name: str) -> list[trio.CancelScope]:
+        actor = self._actors.get(name)
+        return [] if actor is None else actor.tries
 
     def _cut(self, selector: str) -> Rule:
         return self.network.cut(selector, noticed_after=self.noticed_after)
