@@ -16,11 +16,10 @@ from trio_overlay.nodes.peer_connection import Connection
 from trio_overlay.testing.history import History
 from trio_overlay.testing.signaling import AUTHORITY
 from trio_overlay.testing.story import Step
-from trio_overlay.testing.world import SERVER, SETTLE_TIMEOUT, Life, VirtualWorld
+from trio_overlay.testing.world import FAULTS, SERVER, SETTLE_TIMEOUT, Life, VirtualWorld
 
 REGISTRATION_TIMEOUT = 40.0
 """Seconds for a dial and an answer, at the most; longer than any attempt to connect takes."""
-_FAULTS = frozenset({"loses", "regains", "freezes", "thaws"})
 
 
 class BrokerWorld(VirtualWorld):
@@ -51,7 +50,7 @@ class BrokerWorld(VirtualWorld):
     def perform(self, step: Step) -> None:
         who, whom = step.who, step.whom
         peer = self.peers.get(who)
-        if step.verb in _FAULTS or who == SERVER:
+        if step.verb in FAULTS or who == SERVER:
             self._fault_at = trio.current_time()
         match step.verb:
             case "takes" if whom is not None:
@@ -145,12 +144,11 @@ class BrokerWorld(VirtualWorld):
     def _can_be_called(self, identifier: str, since: float) -> bool:
         """Whether nothing excuses who cannot reach the peer with this id, tried *since* then.
 
-        The peer was registered a moment before, and still is; nobody was cut off or frozen, the
-        server ran, and nobody has hung up, then and for long enough before.
+        The peer was registered a moment before, and still is; there were no faults, and nobody
+        has hung up, then and for long enough before.
         """
-        is_troubled = self._cuts or self.network.frozen or not self.signaling.is_running
         return (
-            not is_troubled
+            not self.has_faults
             and self._fault_at < since - SETTLE_TIMEOUT
             and self._hung_up_at < since - 1
             and any(

@@ -24,12 +24,20 @@ WorldT = TypeVar("WorldT", bound=VirtualWorld)
 
 pauses = st.integers(0, 20).map(lambda tenths: tenths / 10)
 """Seconds between two steps. A join takes about half of one, so steps often meet a join."""
+short_pauses = st.integers(0, 12).map(lambda twentieths: twentieths / 20)
+"""A handshake takes half a second, so that steps often meet one on its way."""
 picks = st.integers(0, 29)
 """Which of those that there are, counted round and round."""
+groups = st.lists(picks, min_size=1, max_size=6)
+"""Picks of several."""
 
 
 class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
     """Tells a story of up to `max_nodes` nodes at a time, and lives through it as it tells.
+
+    Nodes join, give up joining or what else they try, leave and crash. If there are to be faults,
+    links and whole groups are cut, also in one direction only, nodes, those that were there before
+    them and the server fall silent, the server crashes, signals are lost, late and out of order.
 
     The nodes are real, and so is the server; the network and the clock are virtual. Rules are
     plain functions: each lets one and the same Trio run (`SteppedRun`) go on until its step is
@@ -48,7 +56,7 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
     max_nodes = 30
     open_world: Callable[[Mapping[str, str]], WorldT]
     has_faults = True
-    """Whether links are cut, nodes are frozen and the server crashes, too."""
+    """Whether the network and the server fail, too."""
 
     world: WorldT
     story: Story
@@ -60,14 +68,23 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
 
     # --- the story ------------------------------------------------------------------------
 
-    def begin_story(self, settings: Mapping[str, object]) -> None:
-        """Once upon a time there was a world with these *settings*; ``seed`` is one of them."""
+    def begin_story(
+        self, settings: Mapping[str, object], *, newcomers: int = 0, pause: float = 0.0
+    ) -> None:
+        """Once upon a time there was a world with these *settings*; ``seed`` is one of them.
+
+        So many *newcomers* came, all at once, and *pause* seconds passed.
+        """
         self.story = Story(settings)
         self.world = type(self).open_world(self.story.settings)
         # A cast, because mypy loses a world's Self on the way through the type variable.
         opened = cast("AbstractAsyncContextManager[WorldT]", self.world)
         self._run = SteppedRun(lambda: opened, seed=self.world.seed)
         self._run.start()
+        for _ in range(min(newcomers, self.max_nodes)):
+            self.tell_newcomer()
+        if pause:
+            self.tell("time", "passes", pause=pause)
 
     @property
     def is_begun(self) -> bool:
@@ -81,13 +98,13 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
 
     @property
     def residents(self) -> list[str]:
-        """Those beside `names` that can be cut off as well."""
-        return []
+        """Those beside `names` that can be cut off and fall silent as well: the server."""
+        return [SERVER]
 
     @property
-    def those_who_freeze(self) -> list[str]:
-        """Those who may fall silent."""
-        return self.names
+    def everybody(self) -> list[str]:
+        """Those who can be cut off and fall silent: `names`, and then the `residents`."""
+        return [*self.names, *self.residents]
 
     def tell(self, who: str, verb: str, whom: str | None = None, *, pause: float = 0.0) -> None:
         """One more step of the story, *pause* seconds after now, done and checked."""
@@ -144,28 +161,78 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
         self.tell(self.names[pick % len(self.names)], "crashes", pause=pause)
 
     @precondition(lambda self: self._joining())
-    @rule(pause=st.integers(0, 10).map(lambda n: n / 20), pick=picks)
+    @rule(pause=short_pauses, pick=picks)
     def withdraw(self, pause: float, pick: int) -> None:
         """A node that is joining thinks better of it."""
         joining = self._joining()
         self.tell(joining[pick % len(joining)], "withdraws", pause=pause)
 
+    @precondition(lambda self: self.world.list_busy())
+    @rule(pause=short_pauses, pick=picks)
+    def think_better(self, pause: float, pick: int) -> None:
+        """Somebody gives up what it is about to do."""
+        busy = self.world.list_busy()
+        self.tell(busy[pick % len(busy)], "gives_up", pause=pause)
+
     @precondition(lambda self: self.has_faults and self.names)
     @rule(pause=pauses, pick=picks, other=picks)
     def cut_or_heal(self, pause: float, pick: int, other: int) -> None:
         """Two nodes lose each other, or find each other again."""
-        everybody = [*self.residents, *self.names]
+        everybody = self.everybody
         one, two = self.names[pick % len(self.names)], everybody[other % len(everybody)]
         verb = "regains" if self.world.is_cut(one, two) else "loses"
         self.tell(one, verb, two, pause=pause)
 
-    @precondition(lambda self: self.has_faults and self.those_who_freeze)
+    @precondition(lambda self: self.has_faults and self.names)
+    @rule(pause=pauses, some=groups, residents=st.integers(0, 3))
+    def cut_group(self, pause: float, some: list[int], residents: int) -> None:
+        """Some lose all others; each resident is in one of the two halves, as its bit says."""
+        group = self._group(some)
+        others = [name for name in self.names if name not in group]
+        for index, resident in enumerate(self.residents):
+            (group if residents >> index & 1 else others).append(resident)
+        if others:
+            self.tell(",".join(group), "loses", ",".join(others), pause=pause)
+
+    @precondition(lambda self: self.has_faults and self.names)
+    @rule(pause=pauses, some=groups, pick=picks, is_mute=st.booleans())
+    def cut_one_way(self, pause: float, some: list[int], pick: int, is_mute: bool) -> None:
+        """Some hear nothing of somebody any more, or are not heard by it."""
+        everybody = self.everybody
+        one = everybody[pick % len(everybody)]
+        group = [name for name in self._group(some) if name != one]
+        if group:
+            who, whom = (one, ",".join(group)) if is_mute else (",".join(group), one)
+            self.tell(who, "cannot_hear", whom, pause=pause)
+
+    @precondition(lambda self: self.world.list_cuts())
+    @rule(pause=pauses, pick=picks)
+    def heal(self, pause: float, pick: int) -> None:
+        """What was cut is whole again."""
+        cuts = self.world.list_cuts()
+        who, verb, whom = cuts[pick % len(cuts)]
+        self.tell(who, verb, whom, pause=pause)
+
+    @precondition(lambda self: self.has_faults and self.everybody)
     @rule(pause=pauses, pick=picks)
     def freeze_or_thaw(self, pause: float, pick: int) -> None:
         """A node falls silent, or is heard again."""
-        names = self.those_who_freeze
-        name = names[pick % len(names)]
+        everybody = self.everybody
+        name = everybody[pick % len(everybody)]
         self.tell(name, "thaws" if self.world.is_frozen(name) else "freezes", pause=pause)
+
+    @precondition(lambda self: self.has_faults)
+    @rule(
+        pause=pauses,
+        verb=st.sampled_from(["get_lost", "get_late"]),
+        percentage=st.sampled_from([10, 50, 100]),
+    )
+    def trouble_signals_or_not(self, pause: float, verb: str, percentage: int) -> None:
+        """Signals are lost, or late and out of order; or all get through again."""
+        if self.world.has_good_signals:
+            self.tell("signals", verb, f"{percentage}%", pause=pause)
+        else:
+            self.tell("signals", "get_through", pause=pause)
 
     @precondition(lambda self: self.has_faults)
     @rule(pause=pauses)
@@ -184,6 +251,10 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
         """`check` of the world, once more after whatever your own rules did."""
         if self.is_begun:
             self.world.check()
+
+    def _group(self, some: list[int]) -> list[str]:
+        """Those that were picked, each once."""
+        return list(dict.fromkeys(self.names[pick % len(self.names)] for pick in some))
 
     def _joining(self) -> list[str]:
         return [name for name, life in self.world.lives.items() if life.join_ended_at is None]

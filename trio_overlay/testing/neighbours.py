@@ -17,22 +17,19 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from trio_overlay.testing.arcs_world import CALM_HEARTBEAT, GATE
-from trio_overlay.testing.machine import StoryMachine, picks
+from trio_overlay.testing.arcs import ArcsMachine
+from trio_overlay.testing.arcs_world import GATE
+from trio_overlay.testing.machine import picks, short_pauses
 from trio_overlay.testing.neighbours_world import NeighboursWorld
 
-short_pauses = st.integers(0, 12).map(lambda twentieths: twentieths / 20)
-"""A bridged arc takes half a second, so that steps often meet one on its way."""
 
-
-class NeighboursMachine(StoryMachine[NeighboursWorld]):
+class NeighboursMachine(ArcsMachine[NeighboursWorld]):
     """Tells stories of arcs that are opened in all ways, dropped, and given up half way.
 
     What holds after each step is `NeighboursWorld.check`; once all is quiet, both ends of each
     arc know of it, and nobody keeps anything for an arc that there is not.
     """
 
-    max_nodes = 8
     open_world: Callable[[Mapping[str, str]], NeighboursWorld] = NeighboursWorld
 
     @initialize(
@@ -42,15 +39,7 @@ class NeighboursMachine(StoryMachine[NeighboursWorld]):
     )
     def begin(self, seed: int, loss: float, count: int) -> None:
         """Once upon a time there was a gate, and some who knew each other by it."""
-        calm = {} if self.has_faults else {"heartbeat": CALM_HEARTBEAT}
-        self.begin_story({"seed": seed, "loss": loss if self.has_faults else 0, **calm})
-        for _ in range(count):
-            self.tell_newcomer()
-        self.tell("time", "passes", pause=3.0)
-
-    @property
-    def residents(self) -> list[str]:
-        return [GATE]
+        self.begin_arcs({"seed": seed, "loss": loss}, count)
 
     @precondition(lambda self: self.names)
     @rule(pause=short_pauses, pick=picks, other=picks)
@@ -95,10 +84,10 @@ class NeighboursMachine(StoryMachine[NeighboursWorld]):
         self.tell(who, "drops", self._pick(other, self._neighbours_of(who)), pause=pause)
 
     @precondition(lambda self: self._list_linked())
-    @rule(pause=short_pauses, pick=picks, verb=st.sampled_from(["gives_up", "drops_all"]))
-    def think_better(self, pause: float, pick: int, verb: str) -> None:
-        """Somebody gives up what it was about to open, or all that it has."""
-        self.tell(self._pick(pick, self._list_linked()), verb, pause=pause)
+    @rule(pause=short_pauses, pick=picks)
+    def drop_all(self, pause: float, pick: int) -> None:
+        """Somebody removes all the arcs it has."""
+        self.tell(self._pick(pick, self._list_linked()), "drops_all", pause=pause)
 
     def _list_linked(self, least: int = 1) -> list[str]:
         """Those who have at least so many neighbours."""

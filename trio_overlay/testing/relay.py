@@ -17,11 +17,8 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from trio_overlay.testing.machine import StoryMachine, pauses, picks
+from trio_overlay.testing.machine import StoryMachine, pauses, picks, short_pauses
 from trio_overlay.testing.relay_world import HUB, RelayWorld
-
-short_pauses = st.integers(0, 10).map(lambda twentieths: twentieths / 20)
-"""A handshake takes half a second, so that steps often meet one on its way."""
 
 
 class RelayMachine(StoryMachine[RelayWorld]):
@@ -38,10 +35,7 @@ class RelayMachine(StoryMachine[RelayWorld]):
     @initialize(seed=st.integers(0, 999), count=st.integers(0, 5))
     def begin(self, seed: int, count: int) -> None:
         """Once upon a time there was a hub, and some who had dialled it."""
-        self.begin_story({"seed": seed})
-        for _ in range(count):
-            self.tell_newcomer()
-        self.tell("time", "passes", pause=3.0)
+        self.begin_story({"seed": seed}, newcomers=count, pause=3.0)
 
     @property
     def residents(self) -> list[str]:
@@ -62,12 +56,6 @@ class RelayMachine(StoryMachine[RelayWorld]):
         for index in range(count):
             whom = everybody[(other + index) % len(everybody)]
             self.tell(who, verb, whom, pause=0.0 if index else pause)
-
-    @precondition(lambda self: self.names)
-    @rule(pause=short_pauses, pick=picks)
-    def think_better(self, pause: float, pick: int) -> None:
-        """Somebody gives up what it was about to send, or to connect."""
-        self.tell(self.names[pick % len(self.names)], "gives_up", pause=pause)
 
     @precondition(lambda self: self.has_faults)
     @rule(pause=pauses)

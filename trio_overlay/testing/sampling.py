@@ -17,20 +17,19 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from trio_overlay.testing.arcs_world import CALM_HEARTBEAT, GATE
-from trio_overlay.testing.machine import StoryMachine, picks
-from trio_overlay.testing.neighbours import short_pauses
+from trio_overlay.testing.arcs import ArcsMachine
+from trio_overlay.testing.arcs_world import GATE
+from trio_overlay.testing.machine import picks, short_pauses
 from trio_overlay.testing.sampling_world import SamplingWorld
 
 
-class SamplingMachine(StoryMachine[SamplingWorld]):
+class SamplingMachine(ArcsMachine[SamplingWorld]):
     """Tells stories of peers that come by a gate or by each other, exchange, leave and crash.
 
     What holds after each step is `SamplingWorld.check`. Once all is quiet, both ends of each arc
     know of it, it is in the view of the one that opened it, and nobody is alone.
     """
 
-    max_nodes = 8
     open_world: Callable[[Mapping[str, str]], SamplingWorld] = SamplingWorld
 
     @initialize(
@@ -42,15 +41,7 @@ class SamplingMachine(StoryMachine[SamplingWorld]):
     )
     def begin(self, seed: int, loss: float, a: int, b: int, count: int) -> None:
         """Once upon a time there was a gate, and some who knew each other by it."""
-        settings = {"seed": seed, "loss": loss if self.has_faults else 0, "a": a, "b": b}
-        self.begin_story(settings if self.has_faults else settings | {"heartbeat": CALM_HEARTBEAT})
-        for _ in range(count):
-            self.tell_newcomer()
-        self.tell("time", "passes", pause=3.0)
-
-    @property
-    def residents(self) -> list[str]:
-        return [GATE]
+        self.begin_arcs({"seed": seed, "loss": loss, "a": a, "b": b}, count)
 
     @precondition(lambda self: self.names)
     @rule(pause=short_pauses, pick=picks, other=picks)
@@ -67,9 +58,3 @@ class SamplingMachine(StoryMachine[SamplingWorld]):
         for index in range(count):
             who = everybody[(pick + index) % len(everybody)]
             self.tell(who, "exchanges", pause=0.0 if index else pause)
-
-    @precondition(lambda self: self.names)
-    @rule(pause=short_pauses, pick=picks)
-    def think_better(self, pause: float, pick: int) -> None:
-        """Somebody gives up whom it was about to meet."""
-        self.tell(self.names[pick % len(self.names)], "gives_up", pause=pause)

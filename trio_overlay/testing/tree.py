@@ -23,16 +23,13 @@ from trio_overlay.testing.world import SERVER
 
 MAX_ROOTS = 3
 """So many live at a time, in stories that are told here."""
-groups = st.lists(picks, min_size=1, max_size=6)
-"""Picks of several."""
 
 
 class TreeMachine(StoryMachine[TreeWorld]):
-    """Tells stories of a tree: see `StoryMachine`.
+    """Tells stories of a tree, with all that can go wrong in those of a `StoryMachine`.
 
-    Nodes join, leave and crash, and so does the root, of which there may be several. If there are
-    to be faults, links and whole groups are cut, also in one direction only, nodes, the root and
-    the server fall silent, and signals are lost, late and out of order.
+    Nodes say something to each other and to all. If there are to be faults, the root leaves and
+    crashes, too; there may be several, that stand by or take over.
 
     What holds after each step is `TreeWorld.check`: places, no cycle of confirmed links, joins that
     end, no connection left by who has ended, no message twice or out of order.
@@ -43,9 +40,7 @@ class TreeMachine(StoryMachine[TreeWorld]):
     @initialize(seed=st.integers(0, 999), max_degree=st.integers(1, 4), count=st.integers(0, 8))
     def begin(self, seed: int, max_degree: int, count: int) -> None:
         """Once upon a time there was a root, and some who had joined it."""
-        self.begin_story({"seed": seed, "max_degree": max_degree})
-        for _ in range(min(count, self.max_nodes)):
-            self.tell_newcomer()
+        self.begin_story({"seed": seed, "max_degree": max_degree}, newcomers=count)
 
     @rule(pause=pauses, pick=picks)
     def broadcast(self, pause: float, pick: int) -> None:
@@ -75,47 +70,6 @@ class TreeMachine(StoryMachine[TreeWorld]):
         assert root is not None
         self.tell(root, verb, pause=pause)
 
-    @precondition(lambda self: self.has_faults and self.names)
-    @rule(pause=pauses, some=groups, has_root=st.booleans(), has_server=st.booleans())
-    def cut_group(self, pause: float, some: list[int], has_root: bool, has_server: bool) -> None:
-        """Some lose all others: who has the root, or the server, has only one of the two halves."""
-        group = self._group(some)
-        others = [name for name in self.names if name not in group]
-        (group if has_root else others).append(ROOT)
-        (group if has_server and others else others).append(SERVER)
-        self.tell(",".join(group), "loses", ",".join(others), pause=pause)
-
-    @precondition(lambda self: self.has_faults and self.names)
-    @rule(pause=pauses, some=groups, pick=picks, is_mute=st.booleans())
-    def cut_one_way(self, pause: float, some: list[int], pick: int, is_mute: bool) -> None:
-        """Some hear nothing of somebody any more, or are not heard by it."""
-        everybody = [*self.residents, *self.names]
-        one = everybody[pick % len(everybody)]
-        group = [name for name in self._group(some) if name != one] or [SERVER]
-        who, whom = (one, ",".join(group)) if is_mute else (",".join(group), one)
-        self.tell(who, "cannot_hear", whom, pause=pause)
-
-    @precondition(lambda self: self.is_begun and self.world.list_cuts())
-    @rule(pause=pauses, pick=picks)
-    def heal(self, pause: float, pick: int) -> None:
-        """What was cut is whole again."""
-        cuts = self.world.list_cuts()
-        who, verb, whom = cuts[pick % len(cuts)]
-        self.tell(who, verb, whom, pause=pause)
-
-    @precondition(lambda self: self.has_faults)
-    @rule(
-        pause=pauses,
-        verb=st.sampled_from(["get_lost", "get_late"]),
-        percentage=st.sampled_from([10, 50, 100]),
-    )
-    def trouble_signals_or_not(self, pause: float, verb: str, percentage: int) -> None:
-        """Signals are lost, or late and out of order; or all get through again."""
-        if self.world.has_good_signals:
-            self.tell("signals", verb, f"{percentage}%", pause=pause)
-        else:
-            self.tell("signals", "get_through", pause=pause)
-
     @property
     def names(self) -> list[str]:
         """Those who live now, oldest first, without the first root."""
@@ -124,10 +78,6 @@ class TreeMachine(StoryMachine[TreeWorld]):
     @property
     def residents(self) -> list[str]:
         return [ROOT, SERVER]
-
-    @property
-    def those_who_freeze(self) -> list[str]:
-        return [*self.names, ROOT, SERVER]
 
     def _count_roots(self) -> int:
         """How many live as roots, the active one and those that stand by."""
@@ -138,7 +88,3 @@ class TreeMachine(StoryMachine[TreeWorld]):
         """Who is the root, of those who believe it the one that has lived for longest."""
         nodes = self.world.nodes if self.is_begun else {}
         return next((name for name, node in nodes.items() if node.is_root), None)
-
-    def _group(self, some: list[int]) -> list[str]:
-        """Those that were picked, each once."""
-        return list(dict.fromkeys(self.names[pick % len(self.names)] for pick in some))

@@ -33,6 +33,12 @@ SETTLE_TIMEOUT = 60.0
 MAX_SIGNAL_DELAY = 3.0
 """Seconds by which signals are late, at the most, after ``signals get_late 30% at 5 s``."""
 
+FAULTS = frozenset(
+    {"loses", "regains", "cannot_hear", "hears", "freezes", "thaws"}
+    | {"get_lost", "get_late", "get_through"}
+)
+"""Verbs of what goes wrong with the network, and of how that ends."""
+
 QUIET_DELAY = 5.0
 """Seconds in which all that was said in farewell has arrived and was acted upon."""
 
@@ -221,6 +227,17 @@ class VirtualWorld(abc.ABC):
         """Whether no signals are lost or late."""
         return not self._signal_rules
 
+    @property
+    def has_faults(self) -> bool:
+        """Whether anything is cut or silent, signals are lost or late, or the server is away."""
+        return bool(
+            self._cuts
+            or self._deaf
+            or self._signal_rules
+            or self.network.frozen
+            or not self.signaling.is_running
+        )
+
     # --- the story ------------------------------------------------------------------------
 
     @property
@@ -231,15 +248,7 @@ class VirtualWorld(abc.ABC):
     @property
     def calm_for(self) -> float:
         """Seconds since the last fault, crash or leave; 0 while any fault lasts."""
-        if (
-            self._cuts
-            or self._deaf
-            or self._signal_rules
-            or self.network.frozen
-            or not self.signaling.is_running
-        ):
-            return 0.0
-        return trio.current_time() - self._trouble_at
+        return 0.0 if self.has_faults else trio.current_time() - self._trouble_at
 
     async def play(self, step: Step) -> None:
         """Wait for the moment of *step*, do it, and check.
