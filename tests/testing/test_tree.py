@@ -263,6 +263,11 @@ def test_a_root_that_stands_by_takes_over_when_the_root_crashes() -> None:
     assert paths["passes"] == {"n1": ["n1"], "n2": ["n1", "n2"]}
 
 
+def test_what_a_root_broadcasts_that_was_replaced_unheard_is_due_to_nobody() -> None:
+    """It was: but who is the root instead was never below it, and the promise ends with a root."""
+    replay("root freezes at 11 s; n1 becomes_root at 75 s; root broadcasts at 121 s")
+
+
 def test_a_root_that_takes_over_has_the_other_below_it() -> None:
     paths = see("n1 joins at 0 s; n2 takes_over at 3 s; time passes at 20 s")
     assert paths["passes"]["root"] == ["n2", "root"]

@@ -44,6 +44,8 @@ class Broadcast:
     count_terms: int
     """How many times a node had become the root by then: of those that fail, what they had written
     and not yet told everybody may be lost."""
+    has_one_root: bool
+    """Whether nobody else believed itself the root, who fails when it hears of the other."""
 
 
 class TreeWorld(VirtualWorld):
@@ -164,7 +166,8 @@ class TreeWorld(VirtualWorld):
         # Who has joined, and was told where in the order of all broadcasts it begins.
         there = {other.id for other in self.nodes.values() if other._casts._log.log is not None}
         due_to = frozenset(there - {node.id})
-        self._broadcasts[number] = Broadcast(node.id, due_to, self._count_terms())
+        has_one_root = sum(other.is_root for other in self.nodes.values()) <= 1
+        self._broadcasts[number] = Broadcast(node.id, due_to, self._count_terms(), has_one_root)
         with contextlib.suppress(trio.ClosedResourceError):
             await node.broadcast(number)
 
@@ -211,7 +214,8 @@ class TreeWorld(VirtualWorld):
                 f"{names[target]} has confirmed letter {number} and not heard it"
             )
         for number, broadcast in self._broadcasts.items():
-            if broadcast.origin in names and broadcast.count_terms == self._count_terms():
+            may_be_lost = broadcast.count_terms < self._count_terms() or not broadcast.has_one_root
+            if broadcast.origin in names and not may_be_lost:
                 for node_id in broadcast.due_to & names.keys():
                     assert number in self._heard[node_id], (
                         f"{names[node_id]} has not heard broadcast {number}, of "
