@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.conftest import require_or_skip
+from tests.ports import free_port
 from trio_overlay.channels.internet import IceServer, Internet
 from trio_overlay.channels.network import PeerConnection
 from trio_overlay.channels.scopes import open_background_nursery
@@ -23,18 +24,11 @@ pytestmark = pytest.mark.webrtc
 USER, PASSWORD = "alice", "open sesame"
 
 
-async def free_port() -> int:
-    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as probe:
-        await probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @asynccontextmanager
 async def open_coturn() -> AsyncIterator[int]:
     """coturn on 127.0.0.1, for one user; its port. It relays to this machine only."""
     program = require_or_skip("turnserver")
-    port = await free_port()
+    port = free_port()
     command = [
         program, "-n", "--no-cli", "--no-tls", "--no-dtls", "--log-file=stdout", "--simple-log",
         "--lt-cred-mech", f"--user={USER}:{PASSWORD}", "--realm=test", "--allow-loopback-peers",
@@ -46,7 +40,7 @@ async def open_coturn() -> AsyncIterator[int]:
     )
     async with open_background_nursery() as nursery:
         await nursery.start(start)  # terminated with the nursery; failing, it ends the test
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not await answers_stun(port):
                 await trio.lowlevel.checkpoint()
         yield port

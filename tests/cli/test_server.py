@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.ports import free_port
 from trio_overlay.channels.websocket import open_websocket_channel
 from trio_overlay.cli import main
 from trio_overlay.errors import ServerRefused
@@ -144,12 +145,6 @@ async def test_a_file_and_its_options_are_obeyed(tmp_path: Path) -> None:
 # --- what ships for those who deploy ------------------------------------------------------
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 async def test_the_procfile_and_app_json_start_a_server_as_they_say() -> None:
     app = json.loads((REPOSITORY / "app.json").read_text())
     [line] = (REPOSITORY / "Procfile").read_text().splitlines()
@@ -166,7 +161,7 @@ async def test_the_procfile_and_app_json_start_a_server_as_they_say() -> None:
     )
     # A platform sets what app.json names, and the port.
     environment = {name: f"generated-for-{name}" for name in app["env"]}
-    environment["PORT"] = free_port()
+    environment["PORT"] = str(free_port())
     async with running(*arguments, program=subcommand, environment=environment) as server:
         assert server.url.endswith(":" + environment["PORT"])
         await assert_serves(server.url, "generated-for-SECRET")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +12,9 @@ from tempfile import TemporaryDirectory
 import trio
 
 from tests.conftest import require_or_skip
+from tests.ports import free_port
 
-PATIENCE = 30
+PATIENCE = 60
 _READY = b"eady to accept connections"
 
 
@@ -84,13 +84,6 @@ async def open_redis() -> AsyncIterator[RedisServer]:
             yield server
         finally:
             await server.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 async def ask(server: RedisServer, *words: str) -> bytes:

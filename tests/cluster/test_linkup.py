@@ -38,10 +38,16 @@ class Linkup:
 
     async def hear(self) -> Any:
         """The next message of the channel, its own ones too."""
-        while True:
-            words = [await self._word() for _ in range(int((await self._line())[1:]))]
-            if words[0] == b"message":
-                return json.loads(words[2])
+        words = await self._words()
+        assert words[0] == b"message"
+        return json.loads(words[2])
+
+    async def is_subscribed(self) -> None:
+        """Wait until Redis has taken it in: until then nobody asks this broker."""
+        assert (await self._words())[0] == b"subscribe"
+
+    async def _words(self) -> list[bytes]:
+        return [await self._word() for _ in range(int((await self._line())[1:]))]
 
     async def _word(self) -> bytes:
         line = await self._line()
@@ -72,7 +78,9 @@ class Linkup:
 async def open_linkup(server: RedisServer) -> AsyncIterator[Linkup]:
     async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         await stream.send_all(b"SUBSCRIBE linkup\r\n")
-        yield Linkup(server, stream)
+        linkup = Linkup(server, stream)
+        await linkup.is_subscribed()
+        yield linkup
 
 
 async def test_a_broker_of_linkup_and_two_of_ours_are_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,19 +48,17 @@ async def prospect_at(stack: AsyncExitStack, url: str) -> tuple[Channel, str]:
 async def one_at_each(stack: AsyncExitStack, url: str) -> dict[str, tuple[Channel, str]]:
     """A prospect at each of two workers, by their tags; dialled until there are both."""
     found: dict[str, tuple[Channel, str]] = {}
-    for _ in range(1000):
+    while len(found) < 2:  # one may be just coming up, for as long as `running` has patience
         try:
             channel, identifier = await prospect_at(stack, url)
-        except (ServerUnreachable, ServerRefused):
+        except (ServerUnreachable, ServerRefused, trio.EndOfChannel, trio.BrokenResourceError):
             continue  # a worker that is just dying
         tag = tag_of(identifier)
         assert tag is not None
         if tag in found:
             await channel.aclose()
         found.setdefault(tag, (channel, identifier))
-        if len(found) == 2:
-            return found
-    raise AssertionError(f"only {found} have answered")
+    return found
 
 
 async def test_two_workers_on_one_port_are_one_server() -> None:
