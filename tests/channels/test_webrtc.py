@@ -463,7 +463,7 @@ class Leaks:
 
     async def check(self) -> None:
         # Tasks of aiortc that have been told to end take a few passes of the loop.
-        with trio.move_on_after(5):
+        with trio.move_on_after(PATIENCE):
             while self.count() != self.before:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.01)
         assert self.count() == self.before
@@ -579,8 +579,10 @@ async def test_nothing_is_left_after_a_cancel_at_any_step(choice: BridgeChoice) 
 @needs_proc
 @each_bridge
 async def test_silent_stun_server_can_be_cancelled_and_leaves_nothing(
-    choice: BridgeChoice,
+    choice: BridgeChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # aioice itself waits for 5 seconds; a busy machine may take as long for all the rest.
+    monkeypatch.setattr(aioice.Connection.get_component_candidates, "__defaults__", (30,))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.setblocking(False)
@@ -608,7 +610,7 @@ async def test_silent_stun_server_can_be_cancelled_and_leaves_nothing(
                     await peer.next_signal()
             assert asked.is_set()
             assert scope.cancelled_caught
-            assert trio.current_time() - started_at < 4.5  # aioice itself waits for 5
+            assert trio.current_time() - started_at < 25
             await leaks.check()
 
 

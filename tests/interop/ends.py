@@ -11,7 +11,12 @@ from typing import TypeAlias
 
 import trio
 
-from tests.interop.node import NodeProcess, open_node_process, open_original_server
+from tests.interop.node import (
+    PATIENCE,
+    NodeProcess,
+    open_node_process,
+    open_original_server,
+)
 from trio_overlay.channels.channel import Channel, Frame
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.signaling.bootstrap import Request, open_bootstrap
@@ -77,14 +82,14 @@ class OurEnd(End):
         await self.channel.send(frame)
 
     async def receive(self) -> Frame:
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             return await self.channel.receive()
 
     async def close(self) -> None:
         await self.channel.aclose()
 
     async def wait_until_closed(self) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             try:
                 raise AssertionError(f"came instead of the end: {await self.channel.receive()!r}")
             except trio.EndOfChannel:
@@ -128,7 +133,7 @@ async def open_our_root(host: str) -> AsyncIterator[NextApplicant]:
                 nursery.start_soon(answer, request)
 
         async def next_applicant() -> End:
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE):
                 return await applicants.receive()
 
         nursery.start_soon(answer_all)
@@ -137,7 +142,7 @@ async def open_our_root(host: str) -> AsyncIterator[NextApplicant]:
 
 @asynccontextmanager
 async def open_our_joiner(host: str) -> AsyncIterator[End]:
-    async with open_bootstrap(host) as bootstrap, bootstrap.connect(timeout=20) as connection:
+    async with open_bootstrap(host) as bootstrap, bootstrap.connect(timeout=PATIENCE) as connection:
         yield OurEnd(connection, connection.identifier)
 
 

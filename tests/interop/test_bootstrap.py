@@ -14,7 +14,7 @@ from tests.interop.ends import (
     open_our_root,
     open_server,
 )
-from tests.interop.node import VARIANTS, open_node_process, open_original_server
+from tests.interop.node import PATIENCE, VARIANTS, open_node_process, open_original_server
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import JoinTimeout
@@ -88,14 +88,14 @@ async def test_our_joiner_and_our_root_on_the_original_server() -> None:
         await applicant.wait_until_closed()
 
 
-async def test_a_joiner_without_a_root_on_the_original_server_ends_in_time() -> None:
+async def test_a_joiner_without_a_root_on_the_original_server_ends_without_a_hello(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trio_overlay.signaling.bootstrap.HELLO_TIMEOUT", 3600)
     async with open_original_server() as host, open_bootstrap(host) as bootstrap:
-        started_at = trio.current_time()
-        with pytest.raises(JoinTimeout):
+        with trio.fail_after(PATIENCE), pytest.raises(JoinTimeout):
             async with bootstrap.connect(timeout=1):
                 raise AssertionError
-        # Closing the socket and the peer is all that comes after, and no wait for a hello.
-        assert trio.current_time() - started_at < 1.9
 
 
 @on_every_server
@@ -112,7 +112,7 @@ async def test_the_original_root_outlives_joiners_that_withdraw(whose: str) -> N
             async with open_background_nursery() as nursery:
                 nursery.start_soon(join_and_stay, bootstrap)
                 await node.wait_for("request")
-        async with bootstrap.connect(timeout=20) as joiner:
+        async with bootstrap.connect(timeout=PATIENCE) as joiner:
             await joiner.send("ping")
             await node.wait_for("data", data="ping", peer=joiner.identifier)
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import trio
 
-from tests.interop.node import NodeProcess, open_node_process
+from tests.interop.node import PATIENCE, NodeProcess, open_node_process
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.nodes.neighbours import Neighbours, open_neighbours
 from trio_overlay.protocol.json import JSON
 
 pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
 
-PATIENCE = 40.0
 PID = "interop"
 
 
@@ -70,7 +69,7 @@ class Mixed:
         """Wait until *one* tells of an arc from it to *other*; if ours, of so many."""
         with trio.fail_after(PATIENCE):
             if one not in self.ours:
-                await self.js.wait_for("open", peer=one, end=f"{other}-I", timeout=PATIENCE)
+                await self.js.wait_for("open", peer=one, end=f"{other}-I")
                 return
             while self.ours[one].outview.get(f"{other}-I", 0) < count:
                 await self.ours[one].events.receive()
@@ -191,8 +190,8 @@ async def test_each_side_is_told_when_the_other_leaves() -> None:
             await mixed.link("js1", "our3")
             await mixed.link("js2", "our3")
             assert set(node.inview) == {"js1-O", "js2-O"}
-        await mixed.js.wait_for("close", peer="js1", end="our3-I", timeout=PATIENCE)
-        await mixed.js.wait_for("close", peer="js2", end="our3-I", timeout=PATIENCE)
+        await mixed.js.wait_for("close", peer="js1", end="our3-I")
+        await mixed.js.wait_for("close", peer="js2", end="our3-I")
 
 
 async def test_the_original_is_told_nothing_that_it_dies_of() -> None:

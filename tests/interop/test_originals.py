@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from tests.interop.node import (
+    PATIENCE,
     VARIANTS,
     NodeFailed,
     NodeProcess,
@@ -87,7 +88,7 @@ async def test_a_killed_process_is_no_failure() -> None:
 
 async def test_an_event_that_does_not_come_is_told_with_those_that_did() -> None:
     async with open_node_process("server.js") as server:
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while not server.unread:  # noqa: ASYNC110 - what it says has no event
                 await trio.sleep(0.05)
         with pytest.raises(AssertionError, match=r"no .*nothing.*listening"):

@@ -18,7 +18,7 @@ from trio_overlay.protocol.relay_routing import Policy
 
 pytestmark = [pytest.mark.interop]
 
-PATIENCE = 40.0
+PATIENCE = 120.0
 _QUIET = Policy(max_attempts=0)
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
-from tests.interop.node import Event, NodeProcess, open_node_process
+from tests.interop.node import PATIENCE, Event, NodeProcess, open_node_process
 from tests.nodes.neighbourhoods import by_callbacks
 from trio_overlay.nodes.sampling import Sampling, open_sampling
 from trio_overlay.protocol.json import JSON
@@ -82,7 +82,7 @@ class Mixed:
     ) -> None:
         """Its view is *view*, and if *inview* is given, those are who has it in theirs."""
         state: Event = {}
-        with trio.move_on_after(15):
+        with trio.move_on_after(PATIENCE):
             while state.get("view") != view or inview not in (None, set(state["inview"])):
                 await trio.sleep(0.05)  # it has no event for arcs that it hands over
                 state = await self.state(original)
@@ -90,13 +90,13 @@ class Mixed:
         assert inview in (None, set(state["inview"]))
 
     async def wait_until_ours_has(self, name: str, view: dict[str, int]) -> None:
-        with trio.move_on_after(15):
+        with trio.move_on_after(PATIENCE):
             while self.ours[name].view != view:
                 await self.ours[name].wait_for_change()
         assert self.ours[name].view == view
 
     async def wait_until_original_has_arcs(self, original: str, count: int) -> dict[str, int]:
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE):
             while True:
                 view: dict[str, int] = (await self.state(original))["view"]
                 if sum(view.values()) == count:
@@ -148,7 +148,7 @@ async def test_originals_exchange_halves_of_their_views_with_ours(
         view = await world.wait_until_original_has_arcs("js", 2)
         assert set(view) <= {"a-I", "b-I", "c-I"}
         a = world.ours["a"]
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE):
             while sum(a.view.values()) != 2:
                 await a.wait_for_change()
         assert a.view["js"] >= 1, "the arc that it had to us is ours to it now"
@@ -167,7 +167,7 @@ async def test_ours_exchanges_halves_of_its_view_with_an_original() -> None:
         await a._exchange()  # the oldest arc leads to the original
         # a gives two: its arc to js becomes one of js, another one goes there; js gives one of
         # its two to a, which becomes one of a to js.
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             while not (sum(a.view.values()) == 2 and a.view.get("js") == 1):
                 await a.wait_for_change()
         view = await world.wait_until_original_has_arcs("js", 3)

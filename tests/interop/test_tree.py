@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.interop.ends import SECRET, open_server
-from tests.interop.node import Event, NodeProcess, open_node_process
+from tests.interop.node import PATIENCE, Event, NodeProcess, open_node_process
 from tests.nodes.test_tree import until
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import NotSupported, ServerUnreachable, SnapshotFailed
@@ -22,9 +22,6 @@ from trio_overlay.nodes.tree_events import ChildClose, ChildConnect
 from trio_overlay.nodes.tree_snapshots import ask_tree_snapshot
 
 pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
-
-PATIENCE = 60.0
-"""Seconds for ten nodes to join, on a machine with other things to do."""
 
 
 @dataclass
@@ -61,7 +58,7 @@ class MixedTree:
         if name.startswith("js"):
             self.originals.append(name)
             await self.js.send("join", node=name, maxDegree=self.max_degree)
-            await self.js.wait_for("parent-connect", node=name, timeout=PATIENCE)
+            await self.js.wait_for("parent-connect", node=name)
         else:
             node = await self.nursery.start(self._hold, name)
             await node.join()
@@ -105,7 +102,7 @@ class MixedTree:
 
         async def read_originals() -> None:
             while True:
-                event = await self.js.wait_for("data", timeout=PATIENCE)
+                event = await self.js.wait_for("data")
                 name, source = event["node"], event["source"]
                 child = note(name, event["data"], is_parent=source == "parent")
                 if child is not None:
