@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import aioice.ice
+import pytest
 import trio
 from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 
@@ -161,6 +164,20 @@ async def open_pair_with_stranger(
         channel = await peer.connected()
         assert isinstance(channel, WebRTCChannel)
         yield channel, stranger
+
+
+def ask_for_life(patches: pytest.MonkeyPatch) -> None:
+    """Have each end ask the other all the time whether it is there.
+
+    On a busy machine the answers may be late: nothing comes of it, until `expect_life`.
+    """
+    patches.setattr(aioice.ice, "CONSENT_INTERVAL", 0.05)
+    patches.setattr(aioice.ice, "CONSENT_FAILURES", sys.maxsize)
+
+
+def expect_life(patches: pytest.MonkeyPatch) -> None:
+    """From now on an end that does not answer is dead."""
+    patches.setattr(aioice.ice, "CONSENT_FAILURES", 1)
 
 
 def silence(channel: WebRTCChannel) -> None:

@@ -16,8 +16,10 @@ import trio.testing
 from aiortc import RTCPeerConnection
 
 from tests.channels.peers import (
+    ask_for_life,
     carry,
     connect,
+    expect_life,
     open_pair,
     open_pair_with_stranger,
     open_stranger,
@@ -36,7 +38,7 @@ from trio_overlay.protocol.signals import Answer, Candidate, Irrelevant, Offer, 
 
 pytestmark = pytest.mark.webrtc
 
-PATIENCE = 60  # seconds, for a busy machine; nothing here waits for time to pass
+PATIENCE = 120  # seconds, for a busy machine; nothing here waits for time to pass
 
 
 # --- coming up ---
@@ -377,8 +379,10 @@ async def test_frame_larger_than_anybody_may_send_breaks_the_channel() -> None:
 @each_bridge
 @pytest.mark.parametrize("closer", [0, 1])
 async def test_close_and_its_reason_are_seen_at_both_ends(
-    choice: BridgeChoice, closer: int
+    choice: BridgeChoice, closer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for limit in ("GREETING_TIMEOUT", "LINGER"):  # on any machine
+        monkeypatch.setattr(webrtc, limit, PATIENCE)
     with trio.fail_after(PATIENCE):
         async with open_pair(choice) as channels:
             ours, theirs = channels[closer], channels[1 - closer]
@@ -401,13 +405,32 @@ async def test_leaving_the_block_closes_the_channel_for_the_other_end() -> None:
                 await theirs.receive()
 
 
+async def test_frame_is_sent_though_its_reader_hangs_up_before_send_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_pair() as (a, b):
+            hand_over = a._hand_over
+
+            def hand_over_to_a_quick_reader(raw: Frame, size: int) -> None:
+                hand_over(raw, size)
+                a._data_channel_closed()
+
+            monkeypatch.setattr(a, "_hand_over", hand_over_to_a_quick_reader)
+            await a.send("last words")
+            assert await b.receive() == "last words"
+            with pytest.raises(trio.BrokenResourceError):
+                await a.send("to nobody")
+
+
 async def test_dead_remote_breaks_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aioice.ice, "CONSENT_INTERVAL", 0.01)
+    ask_for_life(monkeypatch)
     with trio.fail_after(PATIENCE):
         async with open_pair() as (a, b):
             await a.send("alive")
             await b.receive()
             silence(b)
+            expect_life(monkeypatch)
             with pytest.raises(trio.BrokenResourceError, match="no longer answers"):
                 await a.receive()
             with pytest.raises(trio.BrokenResourceError):

@@ -234,14 +234,17 @@ class WebRTCChannel(Channel):
         while self._end is None and not self._has_room():
             await self._writable.park()
             has_waited = True
-        if self._end is None:
+        end = self._end
+        if end is None:
             # From here on the frame goes whole, so there must be no more chance to be cancelled.
             self._hand_over(value if self._credit is None else self._credit.outgoing(value), size)
         if not has_waited:
+            # Who has the last frame that it waited for may hang up before we run again. That is
+            # no failure of this frame.
             await trio.lowlevel.cancel_shielded_checkpoint()
-        if self._end is _End.LOCAL:
+        if end is _End.LOCAL:
             raise trio.ClosedResourceError(self._reason)
-        if self._end is not None:
+        if end is not None:
             raise trio.BrokenResourceError(self._reason)
 
     async def receive(self) -> Frame:
