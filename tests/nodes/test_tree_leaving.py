@@ -12,6 +12,7 @@ from tests.nodes.test_tree import enter_child, enter_root, past_events, until
 from tests.nodes.test_tree_moving import ids, watch
 from tests.world import open_world
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.errors import JoinTimeout
 from trio_overlay.nodes.tree import TreeNode
 from trio_overlay.nodes.tree_events import ParentClose, ParentConnect
 
@@ -140,3 +141,43 @@ async def test_children_of_a_leaver_of_which_one_is_old(autojump_clock: MockCloc
         assert low.path == ids(root, low)
         with pytest.raises((trio.EndOfChannel, trio.BrokenResourceError)):
             await connection.receive()  # no frame before it
+
+
+async def test_who_has_no_way_to_a_root_keeps_no_broadcasts_for_one(
+    autojump_clock: MockClock,
+) -> None:
+    """It waited its whole time for a root, and was on its way to none."""
+    async with open_world() as world, AsyncExitStack() as stack:
+        alone = await stack.enter_async_context(world.node("alone"))
+        await alone.broadcast("to nobody")
+        assert await measure_leaving(alone) == 0
+        root = await enter_root(world, stack)
+        orphan = await stack.enter_async_context(world.node("orphan", rejoins=False))
+        await orphan.join()
+        root.close()
+        await until(lambda: not orphan.path)
+        await orphan.broadcast("to nobody any more")
+        assert await measure_leaving(orphan) == 0
+
+
+async def test_broadcasts_are_kept_for_a_root_until_a_join_has_failed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world, AsyncExitStack() as stack:
+        node = await stack.enter_async_context(world.node("a", request_timeout=2))
+        await node.broadcast("perhaps")
+        async with trio.open_nursery() as nursery:
+
+            async def fail_to_join() -> None:
+                with pytest.raises(JoinTimeout):
+                    await node.join()
+
+            nursery.start_soon(fail_to_join)
+            await trio.sleep(0.5)
+            assert 1.4 < await measure_leaving(node) < 1.6
+
+
+async def measure_leaving(node: TreeNode) -> float:
+    started_at = trio.current_time()
+    await node.aclose()
+    return trio.current_time() - started_at

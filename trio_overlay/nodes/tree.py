@@ -290,7 +290,7 @@ class TreeNode(TreeMessages):
         try:
             parent: TreeChannel = await self._enter(self._way_up.live)
         except BaseException:
-            self._is_child = False
+            self._give_up()
             raise
         return parent
 
@@ -314,7 +314,7 @@ class TreeNode(TreeMessages):
         try:
             await self._enter(self._rootship.live, secret, takeover)
         except BaseException:
-            self._is_root = False
+            self._give_up()
             raise
 
     def close(self) -> None:
@@ -327,7 +327,7 @@ class TreeNode(TreeMessages):
 
     async def aclose(self) -> None:
         """Leave the tree when all children have other parents, and all that was broadcast here has
-        come to the root; or after `leave_timeout` seconds.
+        come to the root, or has no way to it; or after `leave_timeout` seconds.
 
         The children ask this node's parent, over this node, and keep it until they have their new
         parent; children of the old protocol are closed at the end. A root's ask the root that
@@ -338,7 +338,7 @@ class TreeNode(TreeMessages):
             if not self._left.is_set():
                 with trio.move_on_after(self.leave_timeout):
                     await self._leaving.hand_over()
-                    await self._casts.settle()
+                    await self._casts.settle(lambda: self._is_root or self._is_child)
         finally:
             self.close()
             with trio.CancelScope(shield=True):
@@ -370,6 +370,11 @@ class TreeNode(TreeMessages):
             return await self._nursery.start(live, *args)
         await trio.lowlevel.checkpoint_if_cancelled()
         raise UsageError("this node has left")
+
+    def _give_up(self) -> None:
+        """This node is in no tree any more, and looks for no way into one."""
+        self._is_root = self._is_child = False
+        self._casts.note_no_way()
 
     def _check_free(self) -> None:
         if self._left.is_set() or self._nursery.cancel_scope.cancel_called:

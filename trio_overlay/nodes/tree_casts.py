@@ -241,10 +241,17 @@ class Casts:
             if not box.users:
                 del self._letters[target]
 
-    async def settle(self) -> None:
-        """Wait until all that was broadcast to all from here has come to the root."""
-        while self._to_all.outbox:
+    async def settle(self, has_way: Callable[[], bool]) -> None:
+        """Wait until all that was broadcast to all from here has come to the root.
+
+        Not if this node *has* no *way* there, and looks for none; `note_no_way` says when.
+        """
+        while self._to_all.outbox and has_way():
             await self._to_all.has_room.wait()
+
+    def note_no_way(self) -> None:
+        """The node is in no tree, and looks for no way into one."""
+        self._to_all.note_room()  # whoever waits for it looks again
 
     # --- what the node tells --------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class WayUp:
                     task_status.started(parent)
                 await self._orphaned.wait()
                 if not (self._rejoins or persists):
-                    self._node._is_child = False
+                    self._node._give_up()
                     return
             if self._node._standby.is_there and not failures:
                 with trio.move_on_after(HEAD_START):
