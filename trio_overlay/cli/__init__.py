@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from trio_overlay.cli.arguments import Command, add_commands
+from trio_overlay.cli.output import OutputFailed, watched_output
 from trio_overlay.errors import OverlayError, UsageError
 from trio_overlay.protocol.version import __version__
 
@@ -31,12 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that *arguments* (by default this process's) name; the exit code.
 
     0 when it did what it should, or was asked to stop; 1 when it failed; 2 when it was asked for
-    what cannot be. The reason is one line on stderr.
+    what cannot be. The reason is one line on stderr; no word of a reader of stdout that has gone.
     """
     parser = build_parser()
-    options = parser.parse_args(arguments)
     try:
-        code: int = options.run(options)
+        with watched_output():
+            options = parser.parse_args(arguments)
+            code: int = options.run(options)
+    except OutputFailed as error:
+        if not error.is_broken_pipe:
+            sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 1
     except OverlayError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
