@@ -317,7 +317,7 @@ def test_who_was_active_at_a_server_since_its_restart_stays_so() -> None:
 
 def test_requests_are_held_for_a_moment_and_given_in_order_to_a_root_that_comes() -> None:
     house = House(hold_timeout=5)
-    a, b = house.prospect(), house.prospect(announced=False)
+    a, b = house.prospect(), house.prospect()
     for number, who in enumerate([a, b, a, b, a]):
         assert house.says(who, frame(OFFER if number < 2 else CANDIDATE, rank=number)) == []
     assert house.wait(4.9) == []
@@ -374,6 +374,81 @@ def test_who_leaves_takes_its_held_request_along() -> None:
     assert house.says(withdrawing, Withdrawn(reason="cancelled")) == []
     _, told = house.root(announced=False)
     assert told == [(house.switchboard.root, frame().with_origin(staying.identifier))]
+
+
+# --- what old clients say after their offers ----------------------------------------------
+
+
+def candidate(number: int) -> SignalFrame:
+    return frame(CANDIDATE, rank=number)
+
+
+def test_what_an_old_client_says_after_its_offer_goes_to_who_answers() -> None:
+    house = House()
+    root, _ = house.root(announced=False)
+    joiner, answerer, other = (house.prospect(announced=False) for _ in range(3))
+    assert [to for to, _ in house.says(joiner, frame())] == [root]
+    assert house.says(joiner, candidate(1)) == house.says(joiner, candidate(2)) == []
+    answer = frame({"type": "answer"}, joiner.identifier)
+
+    def passed_on(number: int) -> tuple[Client, BootstrapFrame]:
+        said = candidate(number).with_origin(joiner.identifier)
+        return answerer, said.with_destination(answerer.identifier)
+
+    assert house.says(answerer, answer) == [
+        (joiner, answer.with_origin(answerer.identifier)),
+        passed_on(1),
+        passed_on(2),
+    ]
+    house.says(other, frame(CANDIDATE, joiner.identifier))  # not the first
+    # It has not heard of the answer yet.
+    assert house.says(joiner, candidate(3)) == [passed_on(3)]
+    house.leaves(answerer)
+    assert house.says(joiner, candidate(4)) == []
+    assert [to for to, _ in house.says(joiner, frame())] == [root]
+    assert house.says(joiner, candidate(6)) == []  # of another offer
+
+
+def test_what_an_old_client_says_goes_to_the_root_if_nobody_answers() -> None:
+    house = House(hold_timeout=5)
+    root, _ = house.root(announced=False)
+    joiner = house.prospect(announced=False)
+    [(to, _)] = house.says(joiner, candidate(0))  # no offer before it: as to the original's server
+    assert to is root
+    house.says(joiner, frame())
+    house.says(joiner, candidate(1))
+    house.wait(3)
+    house.says(joiner, candidate(2))
+    expected = [(root, candidate(rank).with_origin(joiner.identifier)) for rank in (1, 2)]
+    assert sent(house.wait(2)) == expected
+
+
+def test_what_old_clients_say_after_their_offers_is_kept_up_to_a_limit() -> None:
+    house = House(max_held_bytes=2000)
+    root, _ = house.root(announced=False)
+    joiner = house.prospect(announced=False)
+    house.says(joiner, frame())
+    assert house.says(joiner, candidate(1)) == house.says(joiner, candidate(2)) == []
+    told: Sent = []
+    for number in range(3, 20):
+        told += house.says(joiner, candidate(number))
+        assert house.switchboard._held_size <= 2000
+    # What there is no room for goes to the root, and what was before it, first.
+    own = [(root, candidate(rank).with_origin(joiner.identifier)) for rank in range(1, 20)]
+    assert told == own
+
+
+def test_the_rest_of_a_request_waits_for_who_answers_when_another_root_has_to() -> None:
+    house = House()
+    first, _ = house.root()
+    joiner, answerer = house.prospect(announced=False), house.prospect()
+    house.says(joiner, frame())
+    house.says(joiner, candidate(1))
+    house.leaves(first)
+    _, told = house.root(announced=False)
+    assert [said for _, said in told] == [frame().with_origin(joiner.identifier)]
+    told = house.says(answerer, frame({"type": "answer"}, joiner.identifier))
+    assert [to for to, _ in told] == [joiner, answerer]
 
 
 # --- withdrawals --------------------------------------------------------------------------
@@ -614,7 +689,11 @@ class AnyHistory(RuleBasedStateMachine):
         assert switchboard.root is (self.roots[-1] if self.roots else None)
         assert not (self.roots and switchboard.count_held)
         assert 0 <= switchboard._held_size <= 2000
-        kept = [*switchboard._held.values(), *switchboard._open.values()]
+        kept = [
+            *switchboard._held.values(),
+            *switchboard._open.values(),
+            *switchboard._rests.values(),
+        ]
         assert switchboard._held_size == sum(each.size for each in kept)
 
     def teardown(self) -> None:
@@ -627,6 +706,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert not switchboard._departed
         assert not switchboard._expiring
         assert not switchboard._held
+        assert not switchboard._rests
         assert switchboard.next_tick_at == float("inf")
 
 

@@ -190,6 +190,19 @@ def test_a_joiner_a_root_and_an_answerer_may_be_at_three_servers() -> None:
     assert town.wait(20) == []
 
 
+def test_what_an_old_client_says_after_its_offer_goes_to_an_answerer_at_another_server() -> None:
+    town = Town("a", "b", "c")
+    town.root("b")
+    joiner, answerer = town.prospect("a", announced=False), town.prospect("c")
+    town.says(joiner, frame())
+    candidate = frame(CANDIDATE).with_origin(joiner.identifier)
+    assert town.says(joiner, candidate) == []
+    passed_on = candidate.with_destination(answerer.identifier)
+    answer = frame({"type": "answer"}, joiner.identifier).with_origin(answerer.identifier)
+    assert town.says(answerer, answer) == [(joiner, answer), (answerer, passed_on)]
+    assert town.says(joiner, candidate) == [(answerer, passed_on)]
+
+
 def test_the_newest_root_of_all_servers_is_the_active_one_and_the_others_stand_by() -> None:
     town = Town("a", "b", "c")
     roots = []

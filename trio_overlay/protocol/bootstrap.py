@@ -83,6 +83,10 @@ class SignalFrame:
         """The same frame with the sender's id in it, whatever the sender had said it was."""
         return SignalFrame({**self.fields, "origin": origin}, self.size)
 
+    def with_destination(self, destination: str) -> SignalFrame:
+        """The same frame, for the prospect *destination*."""
+        return SignalFrame({**self.fields, "destination": destination}, self.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:

@@ -35,6 +35,7 @@ from trio_overlay.protocol.bootstrap import (
     SignalFrame,
     SnapshotPart,
     Withdrawn,
+    decode_bootstrap,
     encode_bootstrap,
 )
 from trio_overlay.protocol.cluster import (
@@ -124,6 +125,10 @@ class Prospect:
     """It has given up, and who need know has been told."""
     leaves_at: float = math.inf
     """When its leaving without a word counts as a withdrawal."""
+    has_begun: bool = False
+    """Whether it has sent an offer to a root."""
+    answerer: str | None = None
+    """The first prospect that spoke to it after that."""
 
 
 @dataclass(eq=False, slots=True)
@@ -176,7 +181,7 @@ Action: TypeAlias = Send | Close | Forward | Announce
 
 @dataclass(eq=False, slots=True)
 class _Held:
-    """The frames of one prospect that wait for a root.
+    """The frames of one prospect that wait for a root, or for an answerer.
 
     They are kept as text: decoded, they can take twenty times the memory.
     """
@@ -235,9 +240,11 @@ class Switchboard:
         self._held: dict[str, _Held] = {}
         """By prospect, the first to expire first; empty whenever the root can be reached."""
         self._held_size = 0
-        """The sum of the sizes in `_held` and `_open`."""
+        """The sum of the sizes in `_held`, `_open` and `_rests`."""
         self._open: dict[str, _Held] = {}
         """What went to a root and nobody has answered yet: another root will have to."""
+        self._rests: dict[str, _Held] = {}
+        """What old clients said after their offers, until somebody answers; as `_held`."""
         self._askers: dict[str, Asker] = {}
         """Those connected, up to `MAX_ASKERS`."""
         self._term = 0
@@ -283,6 +290,9 @@ class Switchboard:
             break
         for held in self._held.values():
             moments.append(held.expires_at)
+            break
+        for rest in self._rests.values():
+            moments.append(rest.expires_at)
             break
         if self.is_connected:
             for heard_at in self._servers.values():
@@ -385,7 +395,7 @@ class Switchboard:
             return self._tell_root(client, client.root, "it has gone")
         del self._prospects[client.identifier]
         self._expiring.pop(client.identifier, None)
-        self._let_go(client)
+        self._drop(client)
         if not client.is_withdrawn:
             client.leaves_at = now + self.grace_timeout
             self._departed[client.identifier] = client
@@ -398,6 +408,10 @@ class Switchboard:
             if held.expires_at > now:
                 break
             actions += self._turn_away(held.sender, self._why_no_root())
+        for rest in list(self._rests.values()):
+            if rest.expires_at > now:
+                break
+            actions += self._rest_to_root(now, rest.sender)
         for departed in list(self._departed.values()):
             if departed.leaves_at > now:
                 break
@@ -551,9 +565,7 @@ class Switchboard:
     ) -> list[Action]:
         receiver = self._prospects.get(destination)
         if receiver is not None:
-            self._forget_open(receiver)
-            receiver.partners[origin] = None
-            return [Send(receiver, text)]
+            return [Send(receiver, text), *self._note_heard(receiver, origin)]
         if self._may_be_missed(destination, origin):
             return []
         return [Forward(server, Gone(destination, origin, _NO_SUCH))]
@@ -589,6 +601,10 @@ class Switchboard:
 
     def _pass_on(self, now: float, sender: Prospect, frame: SignalFrame) -> list[Action]:
         frame = frame.with_origin(sender.identifier)
+        begins = frame.destination is None and is_offer(frame.signal)
+        is_rest = frame.destination is None and not begins and _leaves_rest(sender)
+        if is_rest and sender.answerer is not None:
+            frame = frame.with_destination(sender.answerer)
         try:
             text = encode_bootstrap(frame)
         except (ValueError, RecursionError) as error:
@@ -598,26 +614,78 @@ class Switchboard:
         if len(text) > MAX_FRAME_SIZE:
             # Escapes make it longer than what was received.
             raise MalformedFrame(f"a frame is over {MAX_FRAME_SIZE} bytes when passed on")
-        if frame.destination is None:
-            return self._to_root(now, sender, is_offer(frame.signal), text)
-        receiver = self._prospects.get(frame.destination)
+        if frame.destination is not None:
+            return self._to_prospect(sender, frame.destination, text)
+        if is_rest:
+            return self._keep_rest(now, sender, text)
+        if begins:
+            sender.has_begun, sender.answerer = True, None
+            self._take_rest(sender)  # of an offer before this one
+        return self._to_root(now, sender, begins, text)
+
+    def _to_prospect(self, sender: Prospect, destination: str, text: str) -> list[Action]:
+        receiver = self._prospects.get(destination)
         if receiver is not None:
-            self._forget_open(receiver)
-            sender.partners[receiver.identifier] = None
-            receiver.partners[sender.identifier] = None
-            return [Send(receiver, text)]
-        if self._may_be_missed(frame.destination, sender.identifier):
+            sender.partners[destination] = None
+            return [Send(receiver, text), *self._note_heard(receiver, sender.identifier)]
+        if self._may_be_missed(destination, sender.identifier):
             return []
-        server = tag_of(frame.destination) if self.tag else None
+        server = tag_of(destination) if self.tag else None
         if server is not None and server != self.tag:
             if self.is_connected:
-                sender.partners[frame.destination] = None
-                return [Forward(server, ToProspect(frame.destination, sender.identifier, text))]
+                sender.partners[destination] = None
+                return [Forward(server, ToProspect(destination, sender.identifier, text))]
             if sender.is_announced:
                 return [_send(sender, Refused("the other servers cannot be reached"))]
         elif sender.is_announced:
-            return [_no_such(sender, frame.destination)]
+            return [_no_such(sender, destination)]
         return []
+
+    def _note_heard(self, prospect: Prospect, origin: str) -> list[Action]:
+        """*prospect* is spoken to by *origin*, which it answers from now on if it was the first."""
+        self._forget_open(prospect)
+        prospect.partners[origin] = None
+        if not prospect.has_begun or prospect.answerer is not None:
+            return []
+        prospect.answerer = origin
+        actions: list[Action] = []
+        for text in self._take_rest(prospect):
+            frame = decode_bootstrap(text)
+            assert isinstance(frame, SignalFrame)
+            text = encode_bootstrap(frame.with_destination(origin))
+            if len(text) <= MAX_FRAME_SIZE:
+                actions += self._to_prospect(prospect, origin, text)
+        return actions
+
+    # What an old client says after its offer, until the first word comes back, is for whoever will
+    # answer. The original's server passes it to the root, too, and from there it takes the way
+    # down the tree that the offer took; when it comes late, to a node of the original's whose
+    # child the client is by now, that node gives it a second place, which nobody takes for 30 s.
+    # So it waits here, and goes the short way. An answerer has no use for it before its answer.
+
+    def _keep_rest(self, now: float, sender: Prospect, text: str) -> list[Action]:
+        if sender.is_turned_away:
+            return []
+        rest = self._rests.get(sender.identifier) or _Held(sender, now + self.hold_timeout)
+        if not self._has_room(rest, text):
+            return [*self._rest_to_root(now, sender), *self._to_root(now, sender, False, text)]
+        self._rests[sender.identifier] = rest
+        self._put(rest, False, text)
+        return []
+
+    def _rest_to_root(self, now: float, sender: Prospect) -> list[Action]:
+        """Nobody has answered *sender*: perhaps whoever will needs all of it before."""
+        actions: list[Action] = []
+        for text in self._take_rest(sender):
+            actions += self._to_root(now, sender, False, text)
+        return actions
+
+    def _take_rest(self, prospect: Prospect) -> list[str]:
+        rest = self._rests.pop(prospect.identifier, None)
+        if rest is None:
+            return []
+        self._held_size -= rest.size
+        return [text for _, text, _ in rest.frames]
 
     def _may_be_missed(self, departed_identifier: str, origin: str) -> bool:
         """Whether it is too early to tell *origin* that who it speaks to is gone.
@@ -681,16 +749,22 @@ class Switchboard:
 
     def _hold(self, now: float, sender: Prospect, begins: bool, text: str) -> list[Action]:
         held = self._held.get(sender.identifier) or _Held(sender, now + self.hold_timeout)
-        if (
-            self._held_size + len(text) > self._max_held_bytes
-            or held.size + len(text) > self._max_held_bytes_each
-        ):
+        if not self._has_room(held, text):
             return self._turn_away(sender, f"{self._why_no_root()}, and too much waits for one")
         self._held[sender.identifier] = held
-        held.frames.append((begins, text, None))
+        self._put(held, begins, text)
+        return []
+
+    def _has_room(self, held: _Held, text: str) -> bool:
+        return (
+            self._held_size + len(text) <= self._max_held_bytes
+            and held.size + len(text) <= self._max_held_bytes_each
+        )
+
+    def _put(self, held: _Held, begins: bool, text: str, root: Root | None = None) -> None:
+        held.frames.append((begins, text, root))
         held.size += len(text)
         self._held_size += len(text)
-        return []
 
     def _rank(self, now: float, root: Root, registration: Registration) -> list[Action]:
         """Decide where *root*, which is about to enter, stands among the others."""
@@ -757,16 +831,10 @@ class Switchboard:
         if sender.partners:
             return
         kept = self._open.get(sender.identifier) or _Held(sender, now)
-        if (
-            self._held_size + len(text) > self._max_held_bytes
-            or kept.size + len(text) > self._max_held_bytes_each
-            or not (begins or kept.frames)
-        ):
+        if not (begins or kept.frames) or not self._has_room(kept, text):
             return
         self._open[sender.identifier] = kept
-        kept.frames.append((begins, text, sender.root))
-        kept.size += len(text)
-        self._held_size += len(text)
+        self._put(kept, begins, text, sender.root)
 
     def _must_go_again(
         self, sender: Prospect, begins: bool, text: str, former: tuple[str, int]
@@ -802,8 +870,13 @@ class Switchboard:
         if held is not None:
             self._held_size -= held.size
 
-    def _turn_away(self, prospect: Prospect, reason: str) -> list[Action]:
+    def _drop(self, prospect: Prospect) -> None:
+        """Nothing that is kept of it will be of use to anybody."""
         self._let_go(prospect)
+        self._take_rest(prospect)
+
+    def _turn_away(self, prospect: Prospect, reason: str) -> list[Action]:
+        self._drop(prospect)
         prospect.is_turned_away = True
         return [_send(prospect, Refused(reason))] if prospect.is_announced else []
 
@@ -812,7 +885,7 @@ class Switchboard:
         if prospect.is_done or prospect.is_withdrawn:
             return []
         prospect.is_withdrawn = True
-        self._let_go(prospect)
+        self._drop(prospect)
         text = encode_bootstrap(Withdrawn(prospect.identifier, reason))
         actions: list[Action] = []
         if prospect.root is not None:
@@ -891,6 +964,11 @@ class Switchboard:
             return []
         assert server is not None
         return [Forward(server, ToAsker(destination, ends, text))]
+
+
+def _leaves_rest(sender: Prospect) -> bool:
+    """Whether what *sender* says to the root besides offers is for who answers its offer."""
+    return sender.has_begun and not sender.is_announced  # clients of ours say all in their offers
 
 
 _CANNOT_BE_ASKED: Final = (
