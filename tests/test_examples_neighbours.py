@@ -14,7 +14,7 @@ import trio
 pytestmark = pytest.mark.webrtc
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def test_peer_in_the_middle_introduces_the_other_two() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "sampling.py"
-PATIENCE = 90.0
+PATIENCE = 300.0
 
 
 @pytest.mark.webrtc

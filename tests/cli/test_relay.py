@@ -21,7 +21,7 @@ from trio_overlay.errors import UsageError
 from trio_overlay.nodes.relay import open_relay
 
 COMMAND = [sys.executable, "-u", "-m", "trio_overlay", "relay"]
-PATIENCE = 60
+PATIENCE = 120
 
 
 @asynccontextmanager

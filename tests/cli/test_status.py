@@ -69,11 +69,13 @@ async def test_status_draws_a_tree_of_processes_and_says_it_as_json() -> None:
                 running(server, "node", "--origin", name, "--max-degree", "1")
             )
             await node.wait_for(f"{name} joined below ")
-        done = await ask(server)
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.decode().splitlines()
-        assert "\x1b" not in done.stdout.decode()  # no colour when piped
-        assert [line.index(" ms") > 0 for line in lines[1:3]] == [True, True]
+        lines: list[str] = []
+        while sum(" ms" in line for line in lines[1:3]) < 2:
+            # A round trip of more than a second, as on a busy machine, is not waited for.
+            done = await ask(server)
+            assert done.returncode == 0, done.stderr
+            lines = done.stdout.decode().splitlines()
+            assert "\x1b" not in done.stdout.decode()  # no colour when piped
         assert lines[1].startswith("└── ")
         assert lines[2].startswith("    └── ")
         assert lines[3].startswith("3 nodes, at depth 0: 1, 1: 1, 2: 1; round trips ")

@@ -164,7 +164,7 @@ def test_a_datagram_of_the_original_has_no_destination() -> None:
 def test_the_example_runs_on_both_kinds_of_sockets() -> None:
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / "datagrams.py")],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=180,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [

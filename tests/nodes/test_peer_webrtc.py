@@ -17,7 +17,7 @@ from trio_overlay.nodes.peer import BrokerLost, open_peer
 from trio_overlay.nodes.peer_connection import Connection
 from trio_overlay.signaling.server import serve_signaling
 
-PATIENCE = 60
+PATIENCE = 180
 
 
 @pytest.mark.webrtc

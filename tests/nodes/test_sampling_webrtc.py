@@ -19,7 +19,7 @@ from trio_overlay.signaling.server import serve_signaling
 
 pytestmark = pytest.mark.webrtc
 
-PATIENCE = 90
+PATIENCE = 300
 INTERVAL = 1.0
 SECRET = "swordfish"
 
@@ -100,7 +100,9 @@ async def test_peers_join_by_a_server_exchange_leave_and_need_no_server() -> Non
         chats = {
             name: await enter(node.neighbours.open_protocol("chat")) for name, node in nodes.items()
         }
-        (peer,) = nodes["third"].sample()
+        third = nodes["third"]
+        await until(lambda: len(third.view) > 0, third)
+        (peer,) = third.sample()
         await chats["third"].send(f"{peer}-I", {"hello": peer})
         received = await chats[peer].messages.receive()
         assert (received.peer, received.data) in (

@@ -28,7 +28,7 @@ from trio_overlay.signaling import http, limits
 from trio_overlay.signaling.server import ListeningServer, serve_signaling
 
 SECRET = "hush-hush"
-PATIENCE = 60
+PATIENCE = 120
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from trio_overlay.signaling.server import serve_signaling
 from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_checkpoint
 
 SECRET = "secret"
-PATIENCE = 60
+PATIENCE = 120
 
 
 def run(
