@@ -154,6 +154,41 @@ async def test_sockets_timers_and_threads_of_asyncio_work(choice: BridgeChoice) 
 
 
 @each_bridge
+async def test_who_reads_a_socket_may_start_tasks(choice: BridgeChoice) -> None:
+    class Starter(asyncio.DatagramProtocol):
+        def __init__(self) -> None:
+            self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def datagram_received(self, *_: object) -> None:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError as error:
+                self.answer.set_exception(error)
+                return
+            self.task = asyncio.create_task(self.answer_later())
+
+        async def answer_later(self) -> None:
+            self.answer.set_result("answered")
+
+    async def ask() -> str:
+        loop = asyncio.get_running_loop()
+        reader, protocol = await loop.create_datagram_endpoint(Starter, local_addr=("127.0.0.1", 0))
+        reader.sendto(b"to myself", reader.get_extra_info("sockname"))
+        try:
+            return await protocol.answer
+        finally:
+            reader.close()
+
+    async with open_bridge(choice) as bridge:
+        assert await bridge.run(ask) == "answered"
+        task = bridge.begin(ask)
+        answered = trio.Event()
+        task.add_done_callback(lambda _: answered.set())
+        await answered.wait()
+        assert task.result() == "answered"
+
+
+@each_bridge
 async def test_busy_asyncio_does_not_starve_trio(choice: BridgeChoice) -> None:
     is_enough = False
 

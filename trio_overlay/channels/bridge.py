@@ -8,6 +8,7 @@ directly, as long as it does not wait.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib
 import logging
 import sys
@@ -56,7 +57,7 @@ async def open_bridge(choice: BridgeChoice = "auto") -> AsyncIterator[Bridge]:
     surrounding = None if choice == "stepped" else _surrounding_loop()
     if surrounding is not None:
         _be_patient_with_strangers(surrounding)
-        yield Bridge(surrounding, _kick_nothing)
+        yield _bridge_to_trio_asyncio(surrounding)
         return
     kind = choice
     if choice == "auto":
@@ -90,14 +91,26 @@ async def open_bridge(choice: BridgeChoice = "auto") -> AsyncIterator[Bridge]:
 class Bridge:
     """Calls from Trio into one asyncio loop. Any Trio task of the thread may use it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, kick: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        kick: Callable[[], None],
+        tell_loop: Callable[[], object] = lambda: None,
+    ) -> None:
         self.loop = loop
         self._kick = kick
+        self._tell_loop = tell_loop
 
     def post(self, function: Callable[..., object], *args: object) -> None:
         """Have *function* called in the loop, soon, in the order of the posts."""
-        self.loop.call_soon(function, *args)
+        self.loop.call_soon(function, *args, context=self._context())
         self._kick()
+
+    def begin(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> asyncio.Task[T]:
+        """A task of the loop for the asyncio coroutine function; the caller looks after it."""
+        task = self.loop.create_task(function(*args), context=self._context())
+        self._kick()
+        return task
 
     async def run(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         """What the asyncio coroutine function returns or raises.
@@ -110,9 +123,8 @@ class Bridge:
         await trio.lowlevel.checkpoint_if_cancelled()
         waiting = trio.lowlevel.current_task()
         raise_cancel: Callable[[], NoReturn] | None = None
-        task = self.loop.create_task(function(*args))
+        task = self.begin(function, *args)
         task.add_done_callback(lambda _: trio.lowlevel.reschedule(waiting))
-        self._kick()
 
         def abort(raise_it: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
             nonlocal raise_cancel
@@ -127,6 +139,12 @@ class Bridge:
         if raise_cancel is not None:
             raise_cancel()
         raise CancelledInAsyncio(f"{function.__qualname__} was cancelled in asyncio")
+
+    def _context(self) -> contextvars.Context:
+        """The caller's, in which the loop is known; all that is begun there inherits it."""
+        context = contextvars.copy_context()
+        context.run(self._tell_loop)
+        return context
 
 
 # --- the loops ------------------------------------------------------------------------------
@@ -186,7 +204,7 @@ def _open_trio_asyncio() -> Callable[[], AbstractAsyncContextManager[Bridge]]:
     @asynccontextmanager
     async def opener() -> AsyncIterator[Bridge]:
         async with trio_asyncio.open_loop() as loop:
-            yield Bridge(loop, _kick_nothing)
+            yield _bridge_to_trio_asyncio(loop)
 
     return opener
 
@@ -200,8 +218,15 @@ def _surrounding_loop() -> asyncio.AbstractEventLoop | None:
     return None if loop is None or isinstance(loop, SteppedLoop) or loop.is_closed() else loop
 
 
-def _kick_nothing() -> None:
-    """trio-asyncio sees by itself that its loop was given something to do."""
+def _bridge_to_trio_asyncio(loop: asyncio.AbstractEventLoop) -> Bridge:
+    """A bridge to a loop that sees by itself that it was given something to do.
+
+    trio-asyncio calls who reads a socket in a Trio task that has the context in which that was
+    begun, and there asyncio's running loop is what a variable says. Unless it is set where we
+    begin something, a reader can start no task: aioice does, to check where a check came from.
+    """
+    current_loop = sys.modules["trio_asyncio"].current_loop
+    return Bridge(loop, lambda: None, lambda: current_loop.set(loop))
 
 
 # --- what nobody awaits ---------------------------------------------------------------------

@@ -435,8 +435,7 @@ class _Driver:
         self._channel: WebRTCChannel | None = None
         self._aiortc: RTCPeerConnection | None = None
         self._shutting: asyncio.Task[None] | None = None
-        self._task = bridge.loop.create_task(self._drive())
-        bridge.post(_do_nothing)
+        self._task = bridge.begin(self._drive)
 
     # --- called from Trio ---
 
@@ -633,7 +632,3 @@ def _is_ordered_and_reliable(data_channel: RTCDataChannel) -> bool:
         and data_channel.maxRetransmits is None
         and data_channel.maxPacketLifeTime is None
     )
-
-
-def _do_nothing() -> None:
-    pass
