@@ -285,29 +285,35 @@ async def test_cleaning_up_under_cancellation_still_has_the_loop(choice: BridgeC
 
 
 @each_bridge
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [(AssertionError, "WARNING"), (ConnectionError, "DEBUG")],
+    ids=["a stranger's fault", "nobody's fault"],
+)
 async def test_failing_background_task_of_aiortc_does_not_end_the_program(
-    choice: BridgeChoice, caplog: pytest.LogCaptureFixture
+    choice: BridgeChoice, kind: type[Exception], level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # What a task looks like that a stranger made fail: an error with a frame of aiortc in it.
-    def fail() -> None:
-        raise AssertionError("twice")
+    def fail(kind: type[Exception]) -> None:
+        raise kind("twice")
 
     fail_in_aiortc = FunctionType(
         fail.__code__, {"__name__": "aiortc.x", "__builtins__": __builtins__}
     )
 
     async def background() -> None:
-        fail_in_aiortc()
+        fail_in_aiortc(kind)
 
     async def start() -> None:
         task = asyncio.ensure_future(background())
         await asyncio.wait({task})
 
+    caplog.set_level("DEBUG", "trio_overlay")
     async with open_bridge(choice) as bridge:
         await bridge.run(start)
         gc.collect()  # asyncio tells of a failure when the task is collected, and there is a cycle
         assert await bridge.run(say, "still here") == "still here"
-    assert "twice" in caplog.text
+    assert [each.levelname for each in caplog.records if "twice" in each.message] == [level]
 
 
 async def test_unknown_bridge_is_a_configuration_error() -> None:

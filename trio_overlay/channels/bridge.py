@@ -253,7 +253,9 @@ class _StrangersHandler:
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         exc = context.get("exception")
-        if isinstance(exc, Exception) and _is_from_aiortc(exc):
+        if isinstance(exc, ConnectionError) and _is_from_aiortc(exc):
+            _logger.debug("aiortc had more to send when a connection was closed: %r", exc)
+        elif isinstance(exc, Exception) and _is_from_aiortc(exc):
             _logger.warning("a background task of aiortc failed: %r", exc, exc_info=exc)
         elif self.former is not None:
             self.former(loop, context)
