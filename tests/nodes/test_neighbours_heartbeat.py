@@ -172,7 +172,7 @@ trio.run(main)
 
 @pytest.mark.webrtc
 async def test_program_that_is_killed_is_missed_before_the_network_notices() -> None:
-    with trio.fail_after(90):
+    with trio.fail_after(180):
         async with (
             open_background_nursery() as nursery,
             open_neighbours("test", peer="survivor", heartbeat=Heartbeat(0.5, 3)) as survivor,

@@ -35,7 +35,7 @@ async def test_broken_descriptions_cost_no_place_and_a_line_each(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "trio_overlay.nodes.tree")
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         async with trio.open_nursery() as nursery:
             serve = functools.partial(serve_signaling, SECRET, host="127.0.0.1", port=0)
             url = (await nursery.start(serve)).urls[0]
