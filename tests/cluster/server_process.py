@@ -4,8 +4,9 @@
 
 It says on stdout at which port it listens, and ends when its stdin does. In the file JOURNAL it
 writes a line whenever an id comes to be held here (``+``), or is about to be no more (``-``):
-``NANOSECONDS + ID``, by the clock that all processes of the machine share. ``NANOSECONDS ~ SINCE``:
-from then until now the machine has let this process stand still.
+``NANOSECONDS + DIGEST ID``, by the clock that all processes of the machine share, and with ``-``
+for the digest of a peer that has no secret. ``NANOSECONDS ~ SINCE``: from then until now the
+machine has let this process stand still.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -34,14 +36,17 @@ PATIENT = BrokerLimits(registrations_at_once=1000, registrations_per_second=100)
 
 
 async def serve(redis_url: str, lease: float, journal: int) -> None:
-    def note(sign: str, identifier: str) -> None:
-        os.write(journal, f"{time.monotonic_ns()} {sign} {identifier}\n".encode())
+    def note(sign: str, what: str) -> None:
+        os.write(journal, f"{time.monotonic_ns()} {sign} {what}\n".encode())
+
+    def note_hold(sign: str, identifier: str, digest: str) -> None:
+        note(sign, f"{digest or '-'} {identifier}")
 
     async with open_cluster(RedisStore(redis_url), lease=lease) as cluster:
         server = SignalingServer(
             SECRET, rng=random.SystemRandom(), cluster=cluster, broker_limits=PATIENT
         )
-        watch_holders(server, lambda each: note("+", each), lambda each: note("-", each))
+        watch_holders(server, partial(note_hold, "+"), partial(note_hold, "-"))
         async with open_background_nursery() as nursery:
             await nursery.start(server.run)
             nursery.start_soon(note_stalls, note, lease * MARGIN)

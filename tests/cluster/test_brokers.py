@@ -133,6 +133,87 @@ async def test_a_server_that_ends_frees_its_ids_at_once(autojump_clock: Clock) -
             assert await call(other, "register", id=f"anna {index}") == f"anna {index}"
 
 
+# --- peers that take their ids along ------------------------------------------------------
+
+SECRET = "0123456789abcdef"
+
+
+async def test_a_peer_with_its_secret_moves_at_once_from_a_server_that_has_died(
+    autojump_clock: Clock,
+) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world.servers
+        anna, ben = await a.dial(), await b.registered("ben")
+        assert await call(anna, "register", id="anna", resume=SECRET) == "anna"
+        a.crash()
+        thief, anna = await b.dial(), await b.dial()
+        for forged in ({}, {"resume": SECRET[::-1]}):
+            assert await call(thief, "register", id="anna", **forged) == ID_TAKEN
+        assert await call(anna, "register", id="anna", resume=SECRET) == "anna"
+        said = await signal(ben, "ben", "anna", OFFER)
+        assert await hear_json(anna) == said
+        await anna.aclose()
+        await trio.sleep(1)
+        assert await call(thief, "exists", id="anna") is False
+        # Nobody can know here that the first server is dead, and does not hold it for her still.
+        assert await call(thief, "register", id="anna") == ID_TAKEN
+        await trio.sleep(LEASE)
+        assert await call(thief, "register", id="anna") == "anna"
+
+
+async def test_the_server_that_a_peer_has_left_is_told_and_hangs_up(autojump_clock: Clock) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world.servers
+        former, anna, ben = await a.dial(), await b.dial(), await a.registered("ben")
+        assert await call(former, "register", id="anna", resume=SECRET) == "anna"
+        assert await call(anna, "register", id="anna", resume=SECRET) == "anna"
+        with pytest.raises(trio.EndOfChannel):
+            await hear_json(former)
+        assert former.close_reason == f"its peer has registered at server {b.cluster.tag}"
+        said = await signal(ben, "ben", "anna", OFFER)
+        assert await hear_json(anna) == said
+        for _ in range(10):
+            await trio.sleep(LEASE / 3)
+            assert await call(anna, "ping") == "pong"
+        assert (a.held, b.held) == (["ben"], ["anna"])
+
+
+async def test_a_server_that_cannot_be_told_holds_on_no_longer_than_its_lease_and_for_one_peer(
+    autojump_clock: Clock,
+) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world.servers
+        former, anna, thief = await a.dial(), await b.dial(), await b.dial()
+        assert await call(former, "register", id="anna", resume=SECRET) == "anna"
+        world.store.freeze(a.cluster.tag)
+        cut_at = trio.current_time()
+        assert await call(anna, "register", id="anna", resume=SECRET) == "anna"
+        assert (a.held, b.held) == (["anna"], ["anna"])
+        assert await call(anna, "unregister") is None
+        while (answer := await call(thief, "register", id="anna")) != "anna":
+            assert answer == ID_TAKEN
+            await trio.sleep(1.1)
+        assert a.held == []
+        assert trio.current_time() - cut_at < LEASE + 1.2
+
+
+async def test_nothing_moves_while_the_store_is_away_or_quarantined(autojump_clock: Clock) -> None:
+    async with open_world("a", "b") as world:
+        a, b = world.servers
+        former, anna = await a.dial(), await b.dial()
+        assert await call(former, "register", id="anna", resume=SECRET) == "anna"
+        world.store.stop()
+        assert await call(anna, "register", id="anna", resume=SECRET) == UNAVAILABLE
+        world.store.start()
+        await trio.sleep(3)
+        assert await call(anna, "register", id="anna", resume=SECRET) == UNAVAILABLE
+        # At her own server she needs nobody's leave.
+        again = await a.dial()
+        assert await call(again, "register", id="anna", resume=SECRET) == "anna"
+        await trio.sleep(LEASE)
+        assert await call(anna, "register", id="anna", resume=SECRET) == "anna"
+
+
 # --- the store is away --------------------------------------------------------------------
 
 

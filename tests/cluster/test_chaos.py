@@ -229,6 +229,8 @@ class Hold:
     server: int
     taken_at: int
     left_at: int | None = None
+    digest: str = "-"
+    """By which its peer is known, at another server as well; ``-`` for none."""
 
 
 @dataclass
@@ -278,35 +280,41 @@ class Town:
             open_holds: dict[str, Hold] = {}
             for line in server.journal.read_text().splitlines():
                 at, sign, rest = line.split(" ", 2)
-                match sign:
-                    case "+":
-                        hold = open_holds[rest] = Hold(rest, number, int(at))
-                        holds.append(hold)
-                    case "-":
-                        open_holds.pop(rest).left_at = int(at)
-                    case _:
-                        stalls.append(Stall(number, int(rest), int(at)))
+                if sign == "~":
+                    stalls.append(Stall(number, int(rest), int(at)))
+                    continue
+                digest, identifier = rest.split(" ", 1)
+                if sign == "+":
+                    hold = Hold(identifier, number, int(at), digest=digest)
+                    open_holds[identifier] = hold
+                    holds.append(hold)
+                else:
+                    open_holds.pop(identifier).left_at = int(at)
             for hold in open_holds.values():
                 hold.left_at = server.killed_at
         return holds, stalls
 
 
 def overlaps(holds: Iterable[Hold], stalls: Collection[Stall] = ()) -> list[str]:
-    """Where two servers have held one id at a time, and the first was there to see it."""
+    """Where two peers have held one id at a time, and the first's server was there to see it."""
     found = []
-    last: dict[str, Hold] = {}
+    standing: dict[str, list[Hold]] = {}
     for hold in sorted(holds, key=lambda each: each.taken_at):
-        before = last.get(hold.identifier)
-        if (
-            before is not None
-            and (before.left_at is None or before.left_at > hold.taken_at)
+        others = [
+            each
+            for each in standing.get(hold.identifier, [])
+            if each.left_at is None or each.left_at > hold.taken_at
+        ]
+        found += [
+            f"{other} and {hold}"
+            for other in others
+            if (hold.digest == "-" or hold.digest != other.digest)
             and not any(
-                stall.server == before.server and stall.began_at < hold.taken_at < stall.ended_at
+                stall.server == other.server and stall.began_at < hold.taken_at < stall.ended_at
                 for stall in stalls
             )
-        ):
-            found.append(f"{before} and {hold}")
-        last[hold.identifier] = hold
+        ]
+        standing[hold.identifier] = [*others, hold]
     return found
 
 
@@ -357,7 +365,7 @@ def plan(rng: random.Random, rounds: int) -> list[Deed]:
             deeds.append(deed)
 
     add(["server dies", "server dies", "server stops"], 1.7)
-    add(["somebody moves"], 0.3)
+    add(["somebody moves", "somebody loses touch"], 0.3)
     add(["somebody changes ids"], 1.0)
     return sorted(deeds)
 
@@ -401,6 +409,8 @@ async def carry_out(deeds: list[Deed], town: Town, crowd: Crowd, rng: random.Ran
                     nursery.start_soon(replace_server, deed, lasts)
                 case "somebody moves":
                     rng.choice(crowd.wanderers).move()
+                case "somebody loses touch":
+                    rng.choice(crowd.wanderers).lose_touch(lasts)
                 case "somebody changes ids":
                     rng.choice(crowd.wanderers).want(rng.choice(IDS))
                 case _:
@@ -433,7 +443,8 @@ async def test_whoever_is_killed_no_id_is_held_twice_and_all_are_registered_agai
     async with open_town(rng, tmp_path) as town, open_background_nursery() as nursery:
         crowd = Crowd(Internet(), town.url, rng, retry_delay=0.2)
         for number in range(COUNT_PEERS):
-            nursery.start_soon(Wanderer(crowd, IDS[number % len(IDS)]).run)
+            secret = f"the-secret-of-{number}-alone" if number % 3 else None
+            nursery.start_soon(Wanderer(crowd, IDS[number % len(IDS)], secret=secret).run)
         with trio.fail_after(PATIENCE):
             await nursery.start(be_root, town.url)
             await until_settled(town, crowd)
@@ -481,6 +492,9 @@ def test_an_id_held_twice_would_be_seen() -> None:
     assert len(overlaps([Hold("x", 0, 10), second])) == 1
     first.left_at = 20
     assert overlaps([first, second, Hold("y", 2, 15, 25)]) == []
+    moved = [Hold("x", 0, 10, 30, "ada"), Hold("x", 1, 20, 25, "ada"), Hold("x", 2, 27, 40, "eve")]
+    assert overlaps(moved[:2]) == []
+    assert len(overlaps(moved)) == 1, "the server that was left holds it still"
 
 
 def test_an_id_held_twice_by_a_server_that_stood_still_would_not_count() -> None:

@@ -14,6 +14,7 @@ from trio_overlay.errors import ClusterUnavailable, ConfigurationError
 from trio_overlay.protocol.cluster import (
     COMMON_CHANNEL,
     LINKUP_CHANNEL,
+    Moved,
     PassedOn,
     decode_server_message,
     encode_server_message,
@@ -91,11 +92,74 @@ async def test_a_claim_ends_with_its_lease_unless_renewed(maker: Maker) -> None:
         ends_at = trio.current_time() + lease
         while trio.current_time() <= ends_at:
             await trio.sleep(lease / 8)
-            assert await said(a.renew([("kept", f"{A}:1")])) == [True]
+            assert await said(a.renew([("kept", f"{A}:1", "")])) == [True]
         assert (await said(b.claim("left", f"{B}:1"))).verdict is Verdict.GRANTED
         assert (await said(b.claim("kept", f"{B}:1"))).verdict is Verdict.TAKEN
-        claims = [("left", f"{A}:1"), ("kept", f"{A}:1"), ("new", f"{A}:1")]
+        claims = [(name, f"{A}:1", "") for name in ("left", "kept", "new")]
         assert await said(a.renew(claims)) == [False, True, True]
+
+
+async def test_a_claim_moves_to_who_has_its_digest_and_its_server_is_told(maker: Maker) -> None:
+    moved = encode_server_message(B, Moved("x"))
+    async with sessions(maker, A, B, lease=1.0) as (a, b):
+        for identifier, digest in (("x", "ada's"), ("open", "")):
+            assert (await said(a.claim(identifier, f"{A}:1", digest))).verdict is Verdict.GRANTED
+        for digest in ("", "forged", "ada'"):
+            assert (await said(b.claim("x", f"{B}:1", digest, moved))).verdict is Verdict.TAKEN
+        assert (await said(b.claim("open", f"{B}:1", "", moved))).verdict is Verdict.TAKEN
+        assert (await said(b.claim("x", f"{B}:2", "ada's", moved))).verdict is Verdict.GRANTED
+        channel, text = await heard(a)
+        assert channel == server_channel(A)
+        assert decode_server_message(text) == (B, Moved("x", f"{A}:1"))
+        assert await said(a.renew([("x", f"{A}:1", "ada's")])) == [False]
+        assert await said(a.release([("x", f"{A}:1")])) == 0
+        assert await said(b.renew([("x", f"{B}:2", "ada's")])) == [True]
+        assert (await said(a.claim("x", f"{A}:2", "", moved))).verdict is Verdict.TAKEN
+
+
+async def test_what_has_moved_is_nobody_elses_until_its_former_lease_has_ended(
+    maker: Maker,
+) -> None:
+    lease = 1.0
+    async with sessions(maker, A, B, lease=lease) as (a, b):
+        await said(a.claim("x", f"{A}:1", "ada's"))
+        held_until = trio.current_time() + lease  # and a little less
+
+        def is_over() -> bool:
+            return trio.current_time() > held_until - 0.05
+
+        await trio.sleep(lease / 3)
+        assert (await said(b.claim("x", f"{B}:1", "ada's", "{}"))).verdict is Verdict.GRANTED
+        assert await said(b.release([("x", f"{B}:1")])) == 1
+        assert not (await said(b.look_up("x"))).is_held
+        for digest in ("", "eve's"):
+            outcome = await said(b.claim("x", f"{B}:2", digest, "{}"))
+            assert outcome.verdict is Verdict.TAKEN or is_over()
+        assert await said(a.renew([("x", f"{A}:1", "ada's")])) == [False] or is_over()
+        assert (await said(b.claim("x", f"{B}:3", "ada's", "{}"))).verdict is Verdict.GRANTED
+        assert await said(b.release([("x", f"{B}:3")])) == 1
+        await trio.sleep_until(held_until + 0.1)
+        assert (await said(b.claim("x", f"{B}:4", "eve's", "{}"))).verdict is Verdict.GRANTED
+
+
+async def test_nothing_moves_while_the_store_does_not_know_whether_its_data_are_old(
+    maker: Maker,
+) -> None:
+    async with sessions(maker, A, lease=1.0) as (a,):
+        await said(a.claim("x", f"{A}:1", "ada's"))
+        await restart(maker)
+    async with store_of(maker).connect(A, 1.0) as a, store_of(maker).connect(B, 1.0) as b:
+        quarantine = (await said(a.enter())).quarantine
+        await said(b.enter())
+        assert await said(a.renew([("x", f"{A}:1", "ada's")])) == [True]
+        outcome = await said(b.claim("x", f"{B}:1", "ada's", "{}"))
+        assert outcome.verdict is Verdict.QUARANTINED
+        assert (await said(b.claim("x", f"{B}:1", "eve's", "{}"))).verdict is Verdict.TAKEN
+        for _ in range(4):
+            await trio.sleep(quarantine / 4)
+            assert await said(a.renew([("x", f"{A}:1", "ada's")])) == [True]
+        await trio.sleep(0.1)
+        assert (await said(b.claim("x", f"{B}:2", "ada's", "{}"))).verdict is Verdict.GRANTED
 
 
 async def test_questions_take_their_places_when_they_are_asked(maker: Maker) -> None:
@@ -194,7 +258,7 @@ async def test_a_store_that_lost_its_data_grants_nothing_new_for_one_lease(maker
         outcome = await said(b.claim("x", f"{B}:1"))
         assert outcome.verdict is Verdict.QUARANTINED
         assert 0 < outcome.quarantine <= lease
-        assert await said(a.renew([("x", f"{A}:1")])) == [True]
+        assert await said(a.renew([("x", f"{A}:1", "")])) == [True]
         await trio.sleep_until(entered_at + lease + 0.1)
         assert (await said(b.claim("y", f"{B}:2"))).verdict is Verdict.GRANTED
     async with store_of(maker).connect("cccccccc", lease) as c:

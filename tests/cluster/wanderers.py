@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
 
 from trio_overlay.channels.network import Network
+from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import IdTaken, OutcomeError, ServerRefused
 from trio_overlay.protocol.broker import PeerSignal
 from trio_overlay.protocol.broker_registrations import Member
@@ -61,21 +63,38 @@ class Crowd:
         )
 
 
-class Wanderer:
-    """One peer: it wants an id, and asks for it wherever it can, until it is cancelled."""
+@dataclass(eq=False)
+class _Visit:
+    """One connection to a broker."""
 
-    def __init__(self, crowd: Crowd, wanted: str) -> None:
+    staying: trio.CancelScope = field(default_factory=trio.CancelScope)
+    lingers: float = 0.0
+    """Seconds for which it is left open when the wanderer has gone on to the next."""
+    is_left: trio.Event = field(default_factory=trio.Event)
+    names: set[str] = field(default_factory=set)
+    """By which it may be registered: the answer to a registration comes a moment before it is
+    known here."""
+
+
+class Wanderer:
+    """One peer: it wants an id, and asks for it wherever it can, until it is cancelled.
+
+    With a *secret*, it takes its id along when it dials again.
+    """
+
+    def __init__(self, crowd: Crowd, wanted: str, *, secret: str | None = None) -> None:
         self.wanted = wanted
+        self.secret = secret
         self.identifier = ""
         """What it is registered by, as far as it knows."""
         self.is_refused = False
         """Whether it was told last that another has the id that it wants."""
         self.broker: BrokerClient | None = None
         self.count_registrations = 0
-        self._asked = ""
+        self.registered_at = 0.0
         self._crowd = crowd
         self._life = trio.CancelScope()
-        self._visit = trio.CancelScope()
+        self._visit = _Visit()
         self._is_kicked = trio.Event()
 
     def __repr__(self) -> str:
@@ -87,7 +106,12 @@ class Wanderer:
 
     def move(self) -> None:
         """Hang up, and dial again."""
-        self._visit.cancel()
+        self._visit.staying.cancel()
+
+    def lose_touch(self, seconds: float) -> None:
+        """Dial again, while the broker does not learn for so long that the connection is dead."""
+        self._visit.lingers = seconds
+        self._visit.staying.cancel()
 
     def want(self, identifier: str) -> None:
         """Ask for another id, on the same connection."""
@@ -104,20 +128,32 @@ class Wanderer:
         crowd.wanderers.append(self)
         try:
             with self._life:
-                while True:
-                    try:
-                        async with open_broker(
-                            crowd.url, network=crowd.network, rng=crowd.rng, on_signal=self._hear
-                        ) as broker:
-                            with trio.CancelScope() as self._visit:
-                                await self._stay(broker)
-                    except OutcomeError:
-                        pass  # the server is gone, or just going
-                    finally:
-                        self._leave()
-                    await self._pause()
+                async with open_background_nursery() as nursery:
+                    while True:
+                        self._visit = _Visit()
+                        nursery.start_soon(self._pay, self._visit)
+                        await self._visit.is_left.wait()
+                        await self._pause()
         finally:
             crowd.wanderers.remove(self)
+
+    async def _pay(self, visit: _Visit) -> None:
+        """One visit, from dialling to the end of its connection."""
+        crowd, hear = self._crowd, partial(self._hear, visit)
+        try:
+            async with open_broker(
+                crowd.url, network=crowd.network, rng=crowd.rng, on_signal=hear
+            ) as broker:
+                with visit.staying:
+                    await self._stay(visit, broker)
+                if visit.lingers:
+                    self._leave(visit)
+                    with trio.move_on_after(visit.lingers):
+                        await broker.lost.wait()
+        except OutcomeError:
+            pass  # the server is gone, or just going
+        finally:
+            self._leave(visit)
 
     async def say(self, recipient: str) -> Letter | None:
         """Send a letter to *recipient*; None if there is no broker to take it."""
@@ -133,21 +169,25 @@ class Wanderer:
             return None
         return letter
 
-    async def _stay(self, broker: BrokerClient) -> None:
+    async def _stay(self, visit: _Visit, broker: BrokerClient) -> None:
         """Be registered by what is wanted, for as long as the broker is there."""
         self.broker = broker
         while not broker.lost.is_set():
             self._is_kicked = trio.Event()
             if self.identifier != self.wanted:
-                self._asked = self.wanted
+                asked = self.wanted
+                visit.names.add(asked)
                 try:
-                    await broker.register(self._asked)
+                    await broker.register(asked, secret=self.secret)
                 except IdTaken:
                     self.is_refused = True
+                    visit.names.discard(asked)
                 except ServerRefused:
                     pass  # the other servers cannot be asked, or not yet
                 else:
-                    self.identifier, self.is_refused = self._asked, False
+                    self.identifier, self.is_refused = asked, False
+                    visit.names = {asked}
+                    self.registered_at = trio.current_time()
                     self.count_registrations += 1
             if self.identifier == self.wanted:
                 await self._until(broker, float("inf"))
@@ -166,19 +206,20 @@ class Wanderer:
             nursery.start_soon(wait, broker.lost)
             nursery.start_soon(wait, self._is_kicked)
 
-    def _leave(self) -> None:
-        self.broker = None
-        self.identifier = self._asked = ""
-        self.is_refused = False
+    def _leave(self, visit: _Visit) -> None:
+        if not visit.is_left.is_set():
+            visit.is_left.set()
+            self.broker = None
+            self.identifier = ""
+            self.is_refused = False
 
     async def _pause(self) -> None:
         await trio.sleep(self._crowd.retry_delay * self._crowd.rng.uniform(0.5, 1.5))
 
-    def _hear(self, signal: PeerSignal) -> None:
-        # The answer to a registration is heard a moment before it is known here.
-        assert signal.recipient in (self.identifier, self._asked), (
-            f"{self} heard what was for {signal.recipient}"
-        )
+    def _hear(self, visit: _Visit, signal: PeerSignal) -> None:
+        assert signal.recipient in visit.names, f"{self} heard what was for {signal.recipient}"
+        if visit.is_left.is_set():
+            return
         said = signal.signal
         assert isinstance(said, dict)
         number = said["letter"]
@@ -190,30 +231,35 @@ class Wanderer:
 
 
 def watch_holders(
-    server: SignalingServer, on_taken: Callable[[str], None], on_left: Callable[[str], None]
+    server: SignalingServer,
+    on_taken: Callable[[str, str], None],
+    on_left: Callable[[str, str], None],
 ) -> None:
     """Call *on_taken* just after, and *on_left* just before the broker changes who holds an id.
 
-    So whoever notes times takes an id to be held for a little less long than it is.
+    With the id and the digest of its holder, who is the same peer if that is the same and not
+    empty. Whoever notes times takes an id to be held for a little less long than it is.
     """
     server._broker.registrations._holders = _Watched(on_taken, on_left)
 
 
 class _Watched(dict[str, Member]):
-    def __init__(self, on_taken: Callable[[str], None], on_left: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_taken: Callable[[str, str], None], on_left: Callable[[str, str], None]
+    ) -> None:
         super().__init__()
         self._on_taken = on_taken
         self._on_left = on_left
 
     def __setitem__(self, identifier: str, member: Member) -> None:
         super().__setitem__(identifier, member)
-        self._on_taken(identifier)
+        self._on_taken(identifier, member.digest)
 
     def __delitem__(self, identifier: str) -> None:
-        self._on_left(identifier)
+        self._on_left(identifier, self[identifier].digest)
         super().__delitem__(identifier)
 
     def pop(self, identifier: str, default: Any = None) -> Any:
         if identifier in self:
-            self._on_left(identifier)
+            self._on_left(identifier, self[identifier].digest)
         return super().pop(identifier, default)

@@ -185,6 +185,24 @@ async def test_each_registration_and_loss_is_an_event_and_connections_outlive_th
 
 
 @virtual_test
+async def test_a_peer_gets_its_id_back_from_its_own_half_open_connection() -> None:
+    async with open_world() as world, world.peer("ada") as ada, world.peer("bob") as bob:
+        await next_of(ada, Registered)
+        world.network.freeze("ada")
+        await next_of(ada, BrokerLost)  # by its own ping: nobody tells it
+        assert await bob.exists("ada"), "the broker does not know"
+        world.network.thaw("ada")
+        back_at = trio.current_time()
+        await next_of(ada, Registered)
+        assert trio.current_time() - back_at < 30  # a dial, made while it was frozen
+        with suppress(trio.WouldBlock):
+            while event := ada.events.receive_nowait():
+                assert not isinstance(event, PeerError)
+        await bob.send("ada", "welcome back")
+        assert (await ada.messages.receive()).data == "welcome back"
+
+
+@virtual_test
 async def test_what_fails_in_the_background_is_an_event() -> None:
     async with open_world() as world, world.peer("ada") as ada, AsyncExitStack() as stack:
         world.stop_server()

@@ -26,11 +26,14 @@ from trio_overlay.protocol.broker import (
     Generation,
     PeerSignal,
     Ping,
+    Register,
     Request,
     Response,
     check_identifier,
+    check_secret,
     decode_answer,
     decode_request,
+    digest_of,
     encode_peer_signal,
     encode_request,
     encode_response,
@@ -148,6 +151,22 @@ def test_a_signal_keeps_unknown_keys() -> None:
     assert old["message"]["mood"] == 3
 
 
+def test_a_secret_is_neither_shown_nor_told_by_its_digest() -> None:
+    secret = "0123456789abcdef"
+    assert encode_request(Request(Register("ada"), 1)) == (
+        '{"jsonrpc":"2.0","id":1,"method":"register","params":{"id":"ada"}}'
+    )
+    text = encode_request(Request(Register("ada", secret), 1))
+    assert f'"params":{{"id":"ada","resume":"{secret}"}}' in text
+    asked = decode_request(text)
+    assert asked == Request(Register("ada", secret), 1)
+    assert secret not in repr(asked)
+    assert digest_of(secret) == "9f9f5111f7b27a781f1f1ddde5ebc2dd"
+    for bad in (secret[1:], "x" * 129, secret + " ", secret + "\x7f", secret + "\xe9", None, 5):
+        with pytest.raises(MalformedFrame):
+            check_secret(bad)
+
+
 @pytest.mark.parametrize(
     ("text", "code", "key"),
     [
@@ -166,6 +185,8 @@ def test_a_signal_keeps_unknown_keys() -> None:
         ('{"id": 1, "method": "exists", "params": {}}', INVALID_PARAMS, 1),
         ('{"id": 1, "method": "register", "params": {"id": ""}}', INVALID_PARAMS, 1),
         ('{"id": 1, "method": "register", "params": {"id": 5}}', INVALID_PARAMS, 1),
+        ('{"id": 1, "method": "register", "params": {"id": "a", "resume": 5}}', INVALID_PARAMS, 1),
+        ('{"id": 1, "method": "register", "params": {"id": "a", "resume": ""}}', INVALID_PARAMS, 1),
         ('{"id": 1, "method": "toString"}', METHOD_NOT_FOUND, 1),
         ('{"id": 1, "method": "signal", "params": {"from": "a"}}', INVALID_PARAMS, 1),
         ('{"id": "x", "message": 5}', INVALID_REQUEST, "x"),

@@ -33,6 +33,7 @@ from trio_overlay.protocol.broker_registrations import (
 LEASE = 100.0
 picks = st.integers(0, 29)
 identifiers = st.sampled_from(["ada", "bob", "eve", "toString"])
+SECRETS = ("", "the-secret-of-one", "the-secret-of-another")
 UNLIMITED = BrokerLimits(
     lease=LEASE, registrations_at_once=1e9, signals_at_once=1e9, requests_at_once=1e9
 )
@@ -45,6 +46,8 @@ class Peer:
     broker: int
     member: Member
     heard_at: float
+    secret: str = ""
+    """By which it takes an id over from another connection that has the same; empty for none."""
     holds: str | None = None
     """What the model says that it holds."""
     asked: str | None = None
@@ -61,7 +64,8 @@ class BrokersMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.brokers = [Registrations(UNLIMITED) for _ in range(self.count_brokers)]
-        self.registry: dict[str, int] = {}
+        self.registry: dict[str, tuple[int, str]] = {}
+        """By id: at which broker it is held, and under which digest."""
         self.is_away = False
         self.peers: list[Peer] = []
 
@@ -70,18 +74,18 @@ class BrokersMachine(RuleBasedStateMachine):
     )
     def begin(self, count: int, names: list[str]) -> None:
         for pick in range(count):
-            self.connect(pick)
+            self.connect(pick, SECRETS[pick % len(SECRETS)])
         for pick, identifier in enumerate(names):
             self.register(pick, identifier, is_slow=False)
 
     # --- what happens ---------------------------------------------------------------------
 
-    @rule(pick=picks)
-    def connect(self, pick: int) -> None:
+    @rule(pick=picks, secret=st.sampled_from(SECRETS))
+    def connect(self, pick: int, secret: str) -> None:
         if len(self.connected()) < 8:
             broker = pick % self.count_brokers
             member = self.brokers[broker].enter(self.now)
-            self.peers.append(Peer(broker, member, self.now))
+            self.peers.append(Peer(broker, member, self.now, secret))
 
     @precondition(lambda self: self.idle())
     @rule(pick=picks, identifier=identifiers, is_slow=st.booleans())
@@ -89,7 +93,11 @@ class BrokersMachine(RuleBasedStateMachine):
         """Somebody registers or moves to another id."""
         peer = self.pick(self.idle(), pick)
         peer.asked = identifier
-        self.say(peer, "register", {"id": identifier}, key=["register", identifier])
+        params = {"id": identifier, **({"resume": peer.secret} if peer.secret else {})}
+        former = self.former(identifier, peer)
+        if former is not None and former.broker == peer.broker:
+            former.holds, former.is_connected = None, False
+        self.say(peer, "register", params, key=["register", identifier])
         if not is_slow:
             self.answer(peer)
 
@@ -167,7 +175,7 @@ class BrokersMachine(RuleBasedStateMachine):
     def registry_loses(self, pick: int) -> None:
         """An id could not be renewed in time."""
         identifier = sorted(self.registry)[pick % len(self.registry)]
-        number = self.registry.pop(identifier)
+        number, _ = self.registry.pop(identifier)
         for peer in self.connected():
             if peer.holds == identifier:
                 peer.holds, peer.is_connected = None, False
@@ -191,7 +199,8 @@ class BrokersMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_registry_knows_every_holder_and_nobody_else(self) -> None:
-        assert self.registry == {name: peer.broker for name, peer in self.holders().items()}
+        at = {name: broker for name, (broker, _) in self.registry.items()}
+        assert at == {name: peer.broker for name, peer in self.holders().items()}
 
     # --- how it is done -------------------------------------------------------------------
 
@@ -212,6 +221,13 @@ class BrokersMachine(RuleBasedStateMachine):
                 holders[peer.holds] = peer
         return holders
 
+    def former(self, identifier: str, peer: Peer) -> Peer | None:
+        """Who holds it, if that is another connection of the same peer's."""
+        holder = self.holders().get(identifier)
+        if holder is None or holder is peer or not peer.secret or holder.secret != peer.secret:
+            return None
+        return holder
+
     def pick(self, peers: list[Peer], pick: int) -> Peer:
         return peers[pick % len(peers)]
 
@@ -227,22 +243,37 @@ class BrokersMachine(RuleBasedStateMachine):
         """The registry answers what *peer* waits for, if it waits."""
         question, peer.question = peer.question, None
         if question is not None:
-            outcome = unavailable("away") if self.is_away else self.ask(peer.broker, question)
+            outcome = unavailable("away") if self.is_away else self.ask(peer, question)
             decision = self.brokers[peer.broker].answered(self.now, peer.member, outcome)
             self.carry_out(peer, decision)
 
-    def ask(self, broker: int, question: Question) -> bool:
+    def ask(self, peer: Peer, question: Question) -> bool:
         match question:
-            case Claim(identifier):
-                return self.registry.setdefault(identifier, broker) == broker
+            case Claim(identifier, digest):
+                return self.claim(peer, identifier, digest)
             case Locate(identifier):
                 return identifier in self.registry
             case Forward(signal):
                 self.forward(signal)
                 return True
 
+    def claim(self, peer: Peer, identifier: str, digest: str) -> bool:
+        """What is held elsewhere moves to the broker of *peer*, if it is the same peer's."""
+        if identifier in self.registry:
+            former = self.former(identifier, peer)
+            broker, its_digest = self.registry[identifier]
+            if digest == "" or digest != its_digest:
+                assert former is None
+                return False
+            assert former is not None
+            former.holds, former.is_connected = None, False
+            actions = self.brokers[broker].lose(identifier, "moved")
+            self.carry_out(Peer(broker, Member(UNLIMITED), 0), (actions, None))
+        self.registry[identifier] = peer.broker, digest
+        return True
+
     def forward(self, signal: PeerSignal) -> None:
-        number = self.registry.get(signal.recipient)
+        number, _ = self.registry.get(signal.recipient, (None, ""))
         if number is not None:
             actions = self.brokers[number].deliver(signal)
             self.carry_out(Peer(number, Member(UNLIMITED), 0), (actions, None))
@@ -253,7 +284,7 @@ class BrokersMachine(RuleBasedStateMachine):
         for action in actions:
             match action:
                 case Release(identifier):
-                    assert self.registry.pop(identifier) == peer.broker
+                    assert self.registry.pop(identifier)[0] == peer.broker
                 case Send(member, text):
                     self.hear(by_member[member], json.loads(text))
                 case Close(member, _):
@@ -275,6 +306,8 @@ class BrokersMachine(RuleBasedStateMachine):
                 assert frame["error"]["code"] == ID_TAKEN
                 claimed = {each.asked for each in self.peers if each is not peer}
                 assert identifier in others | claimed, "refused, and it is free"
+                if self.former(identifier, peer) is not None:
+                    assert identifier in claimed, "refused, and it is the peer's own"
         else:
             peer.heard.append(frame)
 

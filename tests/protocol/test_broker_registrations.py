@@ -10,7 +10,11 @@ from trio_overlay.protocol.broker import (
     TOO_MANY,
     UNAVAILABLE,
     WRONG_SENDER,
+    Register,
+    Request,
     check_peer_signal,
+    digest_of,
+    encode_request,
 )
 from trio_overlay.protocol.broker_registrations import (
     BrokerLimits,
@@ -27,6 +31,7 @@ from trio_overlay.protocol.broker_registrations import (
 )
 
 OFFER = {"type": "offer", "sdp": "v=0"}
+SECRET = "0123456789abcdef"
 
 
 class Table:
@@ -196,6 +201,39 @@ def test_what_is_granted_to_one_who_was_closed_meanwhile_is_released() -> None:
     decision = table.registrations.answered(10, member, outcome=True)
     assert decision == ((Release("ada"),), None)
     assert table.call(table.enter(), "register", id="ada") == "ada"
+
+
+def test_a_peer_with_its_secret_takes_its_id_from_its_former_connection() -> None:
+    table = Table()
+    former, next_, bob = table.enter(), table.registered("other"), table.registered("bob")
+    assert table.call(former, "register", id="ada", resume=SECRET) == "ada"
+    for forged in ({}, {"resume": SECRET + "!"}, {"resume": digest_of(SECRET)}):
+        assert table.call(next_, "register", id="ada", **forged) == ID_TAKEN
+    assert table.call(former, "register", id="ada", resume=SECRET) == ID_TAKEN, "it has it"
+    assert table.closed == {}
+    assert table.call(next_, "register", id="ada", resume=SECRET) == "ada"
+    assert table.closed == {former: "its peer has registered anew"}
+    assert table.released == ["other"], "the one it had before, and not ada"
+    assert table.say(bob, signal("bob", "ada")) == [(next_, signal("bob", "ada"))]
+    assert table.registrations.leave(former) == ()
+    assert table.registrations.holds("ada")
+    assert table.registrations.leave(next_) == (Release("ada"),)
+
+
+def test_an_id_without_a_secret_is_taken_for_everybody() -> None:
+    table = Table()
+    table.registered("ada")
+    for secret in ({}, {"resume": SECRET}):
+        assert table.call(table.enter(), "register", id="ada", **secret) == ID_TAKEN
+
+
+def test_the_registry_is_asked_with_the_digest_of_the_secret() -> None:
+    registrations = Registrations()
+    for secret, digest in ((None, ""), (SECRET, digest_of(SECRET))):
+        text = encode_request(Request(Register("ada", secret), 1))
+        _, question = registrations.receive(0, member := registrations.enter(0), text)
+        assert question == Claim("ada", digest)
+        registrations.answered(0, member, False)
 
 
 def test_silence_for_a_lease_frees_the_id_and_a_word_renews_it() -> None:

@@ -22,6 +22,7 @@ from trio_overlay.protocol.cluster import (
     LinkupFound,
     LinkupMessage,
     LinkupSignal,
+    Moved,
     NoRoot,
     PassedOn,
     Presence,
@@ -56,6 +57,7 @@ MESSAGES: list[ServerMessage] = [
     ToAsker("f" * 32, True, "text"),
     ToAsker("f" * 32, False, "text"),
     PassedOn(PARAMS, f"{TAG}:12"),
+    Moved("ada", f"{TAG}:12"),
 ]
 
 

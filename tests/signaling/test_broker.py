@@ -107,7 +107,7 @@ class OtherServers(Registry):
     def catch_up_nowait(self) -> None:
         pass
 
-    async def claim(self, identifier: str) -> bool:
+    async def claim(self, identifier: str, digest: str = "") -> bool:  # noqa: ARG002
         return not await self.locate(identifier)
 
     def release_nowait(self, identifier: str) -> None:

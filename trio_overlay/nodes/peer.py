@@ -10,6 +10,7 @@ import inspect
 import logging
 import math
 import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -137,6 +138,9 @@ async def open_peer(
     is given, which is called with its id and says whether it may; it may be async; what it raises
     leaves this context. A peer that we are connecting to ourselves is not asked about.
 
+    It registers with a secret, by which a broker of ours, or another server of its cluster, knows
+    for the same one a peer that comes back, and gives it its id at once.
+
     Connections are made on *network*, else over the internet, with *ice_servers* (none by default:
     no address outside is ever asked). Leaving the context closes everything, at once.
 
@@ -186,6 +190,9 @@ class Peer:
         self._accept = accept
         self._network = network
         self._rng = rng
+        self._secret = secrets.token_hex(16)
+        """By which brokers know this peer when it comes back. Not of *rng*: from what others see
+        of that they could tell it, and two peers of one seed would take each other's ids."""
         self._nursery: trio.Nursery
         self._life = trio.CancelScope()
         self._registration = trio.CancelScope()
@@ -336,7 +343,7 @@ class Peer:
         async with open_broker(
             self.broker_url, network=self._network, rng=self._rng, on_signal=self._take_signal
         ) as broker:
-            await broker.register(self.id)
+            await broker.register(self.id, secret=self._secret)
             self._broker = broker
             self._registered.set()
             if self._was_registered:

@@ -9,6 +9,7 @@ broker_registrations.py.
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -18,6 +19,8 @@ from trio_overlay.protocol.json import JSON, decode_json, encode_json
 
 MAX_IDENTIFIER_LENGTH: Final = 128
 """Characters of an id."""
+SECRET_LENGTHS: Final = range(16, 129)
+"""Characters of a secret."""
 MAX_BATCH_LENGTH: Final = 100
 """Requests in one JSON-RPC batch."""
 
@@ -68,6 +71,9 @@ class Register:
     """Let me be found by this id, and by no other."""
 
     identifier: str
+    secret: str | None = field(default=None, repr=False)
+    """By which this peer, and nobody else, takes its id over from another connection of its own;
+    see `digest_of`. Ours add it, as ``resume``, where linkup does not look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,23 @@ def check_identifier(value: JSON) -> str:
     if not value.isprintable() or value != value.strip():
         raise MalformedFrame("an id is printable, and has no space at its ends")
     return value
+
+
+def check_secret(value: JSON) -> str:
+    """*value*, if it can be a peer's secret: 16 to 128 visible ASCII characters.
+
+    MalformedFrame: it cannot; the message does not show it.
+    """
+    if not isinstance(value, str) or len(value) not in SECRET_LENGTHS:
+        raise MalformedFrame("resume, if given, is a string of 16 to 128 characters")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise MalformedFrame("resume, if given, is of visible ASCII characters")
+    return value
+
+
+def digest_of(secret: str) -> str:
+    """What brokers keep of a *secret*: 32 hex digits, from which nobody comes to the secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:32]
 
 
 def check_peer_signal(params: JSON) -> PeerSignal:
@@ -312,7 +335,8 @@ def _call(
         case "find":
             return Find(check_identifier(params.get("id")))
         case "register":
-            return Register(check_identifier(params.get("id")))
+            secret = check_secret(params["resume"]) if "resume" in params else None
+            return Register(check_identifier(params.get("id")), secret)
         case "unregister":
             return Unregister()
         case "signal":
@@ -368,8 +392,12 @@ def encode_request(request: Request) -> str:
     name = type(request.call).__name__.lower()
     params: dict[str, JSON] = {}
     match request.call:
-        case Exists(identifier) | Find(identifier) | Register(identifier):
+        case Exists(identifier) | Find(identifier):
             params["id"] = identifier
+        case Register(identifier, secret):
+            params["id"] = identifier
+            if secret is not None:
+                params["resume"] = secret
         case Ping() | Unregister():
             pass
     fields: dict[str, JSON]

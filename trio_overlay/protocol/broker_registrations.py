@@ -31,6 +31,7 @@ from trio_overlay.protocol.broker import (
     Response,
     Unregister,
     decode_request,
+    digest_of,
     encode_peer_signal,
     encode_response,
     encode_responses,
@@ -73,6 +74,7 @@ class Member:
         "_requests",
         "_signals",
         "_waiting",
+        "digest",
         "generation",
         "identifier",
         "is_closed",
@@ -81,6 +83,8 @@ class Member:
     def __init__(self, limits: BrokerLimits) -> None:
         self.identifier: str | None = None
         """The id it holds."""
+        self.digest = ""
+        """Of the secret under which it holds it; empty for one that has none."""
         self.generation = Generation.JSON_RPC
         """What it spoke last, in which signals are passed on to it."""
         self.is_closed = False
@@ -125,9 +129,13 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Ask the registry for *identifier*; the outcome is whether it is this server's now."""
+    """Ask the registry for *identifier*; the outcome is whether it is this server's now.
+
+    One that another server holds under the same *digest* moves here.
+    """
 
     identifier: str
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,14 +318,18 @@ class Registrations:
                     member._waiting = (Locate(identifier), message)
                     return member._waiting[0]
                 answer = identifier if isinstance(call, Find) else True
-            case Register(identifier):
+            case Register(identifier, secret):
+                digest = "" if secret is None else digest_of(secret)
                 if not member._registrations.take(now, 1):
                     answer = Failure(TOO_MANY, "too many registrations in a short time")
+                elif self._is_former(member, identifier, digest):
+                    actions += self._take_over(member, identifier)
+                    answer = identifier
                 elif identifier in self._holders or identifier in self._claimed:
                     answer = _taken(identifier)
                 else:
                     self._claimed.add(identifier)
-                    member._waiting = (Claim(identifier), message)
+                    member._waiting = (Claim(identifier, digest), message)
                     return member._waiting[0]
             case _:
                 assert_never(call)
@@ -331,13 +343,10 @@ class Registrations:
         if isinstance(outcome, Failure):
             return outcome, ()
         match question:
-            case Claim(identifier):
+            case Claim(identifier, digest):
                 if not outcome:
                     return _taken(identifier), ()
-                freed = self._free(member)  # one id a connection: the new one replaces the old
-                self._holders[identifier] = member
-                member.identifier = identifier
-                return identifier, freed
+                return identifier, self._hold(member, identifier, digest)
             case Locate(identifier):
                 if isinstance(request.call, Find):
                     return (identifier if outcome else None), ()
@@ -346,6 +355,30 @@ class Registrations:
                 return None, ()
             case _:
                 assert_never(question)
+
+    def _hold(self, member: Member, identifier: str, digest: str) -> Sequence[Action]:
+        """Have *member* hold *identifier*, which is this server's and nobody's.
+
+        One id a connection: the new one replaces the old.
+        """
+        freed = self._free(member)
+        member.identifier, member.digest = identifier, digest
+        self._holders[identifier] = member
+        return freed
+
+    def _is_former(self, member: Member, identifier: str, digest: str) -> bool:
+        """Whether *identifier* is held here by another connection of the same peer's."""
+        holder = self._holders.get(identifier)
+        if holder is None or holder is member:
+            return False
+        return digest != "" and holder.digest == digest
+
+    def _take_over(self, member: Member, identifier: str) -> Sequence[Action]:
+        """Give *member* what a former connection of its peer holds; the registry need not know."""
+        former = self._holders.pop(identifier)
+        former.identifier = None
+        closed = self._close(former, "its peer has registered anew")
+        return [*closed, *self._hold(member, identifier, former.digest)]
 
     def _answer(self, member: Member, request: Request | None, answer: JSON | Failure) -> None:
         if request is None or request.is_notification:

@@ -153,6 +153,15 @@ class PassedOn:
     Put in on the way, by `with_claim`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The peer that held *identifier* at the server addressed has shown its secret at another."""
+
+    identifier: str
+    claim: str = ""
+    """The claim that has ended thereby; put in on the way, as that of a `PassedOn`."""
+
+
 ServerMessage: TypeAlias = (
     Greeting
     | Presence
@@ -164,6 +173,7 @@ ServerMessage: TypeAlias = (
     | AskRoot
     | ToAsker
     | PassedOn
+    | Moved
 )
 
 
@@ -205,12 +215,14 @@ def _fields(message: ServerMessage) -> dict[str, JSON]:
             return {"type": "to-asker", "destination": destination, "ends": ends, "text": text}
         case PassedOn(params, claim):
             return {"type": "signal", "params": params, "claim": claim}
+        case Moved(identifier, claim):
+            return {"type": "moved", "id": identifier, "claim": claim}
         case _:
             assert_never(message)
 
 
 def with_claim(text: str, claim: str) -> str:
-    """*text*, an encoded `PassedOn`, with this *claim* in it; as a script in Redis does it.
+    """*text*, an encoded `PassedOn` or `Moved`, with this *claim*; as a script in Redis does it.
 
     Appended, and not decoded and encoded again: of two keys that are equal, the later counts.
     """
@@ -268,6 +280,8 @@ def _message(value: dict[str, JSON]) -> ServerMessage:
             return ToAsker(_text(value, "destination"), ends, _text(value, "text"))
         case "signal":
             return PassedOn(value.get("params"), _text(value, "claim"))
+        case "moved":
+            return Moved(_text(value, "id"), _text(value, "claim"))
     raise MalformedFrame("a server's message has a known type")
 
 

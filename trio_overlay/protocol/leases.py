@@ -35,6 +35,8 @@ class Claim:
     identifier: str
     token: str
     """By which the store tells it from every other claim of the same id."""
+    digest: str = ""
+    """Of the secret with which its peer may move it to another server; empty for none."""
     expires_at: float = -math.inf
     """When the holder stops."""
     is_granted: bool = False
@@ -78,10 +80,10 @@ class Leases:
         """The claim of *identifier*, asked for or granted."""
         return self._claims.get(identifier)
 
-    def ask(self, identifier: str, token: str) -> Claim:
+    def ask(self, identifier: str, token: str, digest: str = "") -> Claim:
         """A new claim, not yet granted; no other of this id may be under way."""
         assert identifier not in self._claims, f"{identifier!r} is claimed already"
-        claim = self._claims[identifier] = Claim(identifier, token)
+        claim = self._claims[identifier] = Claim(identifier, token, digest)
         return claim
 
     def grant(self, claim: Claim, asked_at: float, now: float) -> bool:

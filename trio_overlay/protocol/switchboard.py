@@ -43,6 +43,7 @@ from trio_overlay.protocol.cluster import (
     Farewell,
     Gone,
     Greeting,
+    Moved,
     NoRoot,
     PassedOn,
     Presence,
@@ -485,7 +486,7 @@ class Switchboard:
                 if asker is None or asker.root is None or asker.root.server != server:
                     return []
                 return _answer(asker, text, ends=ends)
-            case PassedOn():
+            case PassedOn() | Moved():
                 return []  # the broker's
 
     def undelivered(

@@ -128,8 +128,8 @@ class BrokerService(LocalPeers):
         with trio.move_on_after(QUESTION_TIMEOUT):
             try:
                 match question:
-                    case Claim(identifier):
-                        outcome = await self._registry.claim(identifier)
+                    case Claim(identifier, digest):
+                        outcome = await self._registry.claim(identifier, digest)
                     case Locate(identifier):
                         outcome = await self._registry.locate(identifier)
                     case Forward(signal):

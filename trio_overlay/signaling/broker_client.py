@@ -87,14 +87,18 @@ class BrokerClient:
         self._rng = rng
         self._open_calls: dict[str, _OpenCall] = {}
 
-    async def register(self, identifier: str) -> None:
+    async def register(self, identifier: str, *, secret: str | None = None) -> None:
         """Be found by *identifier*, and by no other.
+
+        At brokers of ours, who registers it again with the same *secret* (16 to 128 visible ASCII
+        characters), here or at another server of the cluster, gets it at once; and the connection
+        that had it is closed.
 
         IdTaken: another peer is, or this one already.
         ServerRefused: the broker does not take this id, or cannot ask its cluster now.
         ServerUnreachable: the broker is gone, or does not answer.
         """
-        await self._call(Register(identifier))
+        await self._call(Register(identifier, secret))
 
     async def unregister(self) -> None:
         """Be found no more. Errors as in `exists`."""

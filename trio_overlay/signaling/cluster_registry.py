@@ -23,6 +23,7 @@ from trio_overlay.protocol.cluster import (
     LinkupFound,
     LinkupMessage,
     LinkupSignal,
+    Moved,
     PassedOn,
     ServerMessage,
     encode_linkup,
@@ -77,15 +78,15 @@ class ClusterRegistry(Registry, ClusterMember):
     def catch_up_nowait(self) -> None:
         self._lapse()
 
-    async def claim(self, identifier: str) -> bool:
-        session = self._cluster.session
-        claim = self.leases.ask(
-            identifier, f"{self._cluster.tag}:{self._cluster.rng.getrandbits(64):x}"
-        )
+    async def claim(self, identifier: str, digest: str = "") -> bool:
+        session, tag = self._cluster.session, self._cluster.tag
+        moved = encode_server_message(tag, Moved(identifier))
+        token = f"{tag}:{self._cluster.rng.getrandbits(64):x}"
+        claim = self.leases.ask(identifier, token, digest)
         is_kept = False
         try:
             asked_at = trio.current_time()
-            outcome = await session.claim(identifier, claim.token).wait()
+            outcome = await session.claim(identifier, token, digest, moved).wait()
             match outcome.verdict:
                 case Verdict.TAKEN:
                     return False
@@ -142,15 +143,17 @@ class ClusterRegistry(Registry, ClusterMember):
         pass  # what is held is held until it lapses
 
     def hear_nowait(self, tag: str, message: ServerMessage) -> None:
-        if not isinstance(message, PassedOn):
-            return
         self._lapse()
-        signal = self._checked(message.params, f"server {tag}")
-        if signal is None:
-            return
-        claim = self.leases.get(signal.recipient)
-        if claim is not None and claim.token == message.claim:
-            self._deliver(signal)
+        match message:
+            case PassedOn(params, token):
+                signal = self._checked(params, f"server {tag}")
+                if signal is not None and self._claim_under(token, signal.recipient) is not None:
+                    self._deliver(signal)
+            case Moved(identifier, token):
+                claim = self._claim_under(token, identifier)
+                if claim is not None:
+                    self.leases.end(claim, trio.current_time())
+                    self._lose(claim, f"its peer has registered at server {tag}")
 
     def hear_linkup_nowait(self, message: LinkupMessage) -> None:
         self._lapse()
@@ -207,6 +210,11 @@ class ClusterRegistry(Registry, ClusterMember):
             logger.warning("a signal of %s is passed over: %s", whose, error)
             return None
 
+    def _claim_under(self, token: str, identifier: str) -> Claim | None:
+        """What this server claims by *token*, if it still does."""
+        claim = self.leases.get(identifier)
+        return claim if claim is not None and claim.token == token else None
+
     def _deliver(self, signal: PeerSignal) -> None:
         if self._peers is not None:
             self._peers.deliver_nowait(signal)
@@ -244,13 +252,14 @@ class ClusterRegistry(Registry, ClusterMember):
                     self._grant(claim, asked_at)
                 else:
                     self.leases.end(claim, trio.current_time())
-                    logger.error(
+                    # Its peer has moved it, or the store has come back with old data.
+                    logger.warning(
                         "another server has the id %s, which was held here", claim.identifier
                     )
                     self._lose(claim, "another server has the id")
 
         try:
-            answer = session.renew([(each.identifier, each.token) for each in batch])
+            answer = session.renew([(each.identifier, each.token, each.digest) for each in batch])
             self._cluster.when_answered(answer, conclude)
         except ClusterUnavailable as error:
             logger.warning("%d ids are not renewed: %s", len(batch), error)

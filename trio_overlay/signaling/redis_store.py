@@ -47,11 +47,26 @@ _QUARANTINE: Final = "trio-overlay:quarantine"
 _KEYS: Final = f"""
 local run, quarantine, linkup = '{_RUN}', '{_QUARANTINE}', '{LINKUP_CHANNEL}'
 local function key(id) return 'trio-overlay:id:' .. id end
+local function kept(id) return 'trio-overlay:kept:' .. id end
+local function holder(id)
+  local value = redis.call('GET', key(id))
+  if value then return string.match(value, '^(%S+) ?(%S*)$') end
+end
+local function publish(message, token)
+  message = string.sub(message, 1, -2) .. ',"claim":"' .. token .. '"}}'
+  return redis.call('PUBLISH', 'trio-overlay:server:' .. string.sub(token, 1, 8), message)
+end
+local function hold(id, token, digest)
+  redis.call('SET', key(id), token .. ' ' .. digest, 'PX', ARGV[2])
+end
 local function subscribers()
   local counts = redis.call('PUBSUB', 'NUMSUB', linkup, '{COMMON_CHANNEL}')
   return counts[2] - counts[4], counts[2]
 end
 """
+
+# The value of an id is the token of its claim, which begins with the tag of the server, and the
+# digest under which it moves. `publish` does as `with_claim`.
 
 # ARGV: the id of this run of Redis, and the lease in milliseconds. A Redis that was started anew
 # has another id, whether it has read old data or none; one that was emptied has lost the key.
@@ -64,38 +79,49 @@ local time = redis.call('TIME')
 return {redis.call('PTTL', quarantine), time[1], time[2]}
 """
 
+# No id moves in quarantine: who renews is believed then, and what is read from old data is not.
 _CLAIM: Final = """
 if redis.call('GET', run) ~= ARGV[1] then return redis.error_reply('LOST its data') end
-local holder = redis.call('GET', key(ARGV[3]))
-if holder then
-  if holder ~= ARGV[4] then return {'taken'} end
-elseif redis.call('PTTL', quarantine) > 0 then
-  return {'quarantined', redis.call('PTTL', quarantine)}
+local id, token, digest = ARGV[3], ARGV[4], ARGV[5]
+local former, its_digest = holder(id)
+local is_move = former and former ~= token
+if is_move and (digest == '' or digest ~= its_digest) then return {'taken'} end
+if not former then
+  local owner = redis.call('GET', kept(id))
+  if owner and owner ~= digest then return {'taken'} end
 end
-redis.call('SET', key(ARGV[3]), ARGV[4], 'PX', ARGV[2])
+local left = redis.call('PTTL', quarantine)
+if left > 0 and former ~= token then return {'quarantined', left} end
+if is_move then
+  left = math.max(redis.call('PTTL', key(id)), redis.call('PTTL', kept(id)), 1)
+  redis.call('SET', kept(id), digest, 'PX', left)
+  publish(ARGV[6], former)
+end
+hold(id, token, digest)
 return {'granted', subscribers()}
 """
 
 # Not held back by the quarantine: whoever renews has held the id until now, so nobody else did.
 _RENEW: Final = """
 if redis.call('GET', run) ~= ARGV[1] then return redis.error_reply('LOST its data') end
-local kept = {}
-for i = 3, #ARGV, 2 do
-  local holder = redis.call('GET', key(ARGV[i]))
-  if holder and holder ~= ARGV[i + 1] then
-    kept[#kept + 1] = 0
+local outcomes = {}
+for i = 3, #ARGV, 3 do
+  local id, token = ARGV[i], ARGV[i + 1]
+  local now_held = holder(id)
+  if now_held == token or not (now_held or redis.call('GET', kept(id))) then
+    hold(id, token, ARGV[i + 2])
+    outcomes[#outcomes + 1] = 1
   else
-    redis.call('SET', key(ARGV[i]), ARGV[i + 1], 'PX', ARGV[2])
-    kept[#kept + 1] = 1
+    outcomes[#outcomes + 1] = 0
   end
 end
-return kept
+return outcomes
 """
 
 _RELEASE: Final = """
 local count = 0
 for i = 3, #ARGV, 2 do
-  if redis.call('GET', key(ARGV[i])) == ARGV[i + 1] then
+  if holder(ARGV[i]) == ARGV[i + 1] then
     count = count + redis.call('DEL', key(ARGV[i]))
   end
 end
@@ -106,13 +132,9 @@ _LOOK_UP: Final = """
 return {redis.call('EXISTS', key(ARGV[3])), subscribers()}
 """
 
-# A token begins with the tag of its server; see `with_claim` for what is made of the message.
 _ROUTE: Final = """
-local holder = redis.call('GET', key(ARGV[3]))
-if holder then
-  local message = string.sub(ARGV[4], 1, -2) .. ',"claim":"' .. holder .. '"}'
-  return redis.call('PUBLISH', 'trio-overlay:server:' .. string.sub(holder, 1, 8), message)
-end
+local token = holder(ARGV[3])
+if token then return publish(ARGV[4], token) end
 local foreign = subscribers()
 if foreign > 0 then redis.call('PUBLISH', linkup, ARGV[5]) end
 return foreign
@@ -230,10 +252,12 @@ class _RedisSession(Session):
     def enter(self) -> Answer[Entry]:
         return self._run(_ENTER, [], _entry)
 
-    def claim(self, identifier: str, token: str) -> Answer[Outcome]:
-        return self._run(_CLAIM, [identifier, token], _outcome)
+    def claim(
+        self, identifier: str, token: str, digest: str = "", moved_message: str = ""
+    ) -> Answer[Outcome]:
+        return self._run(_CLAIM, [identifier, token, digest, moved_message], _outcome)
 
-    def renew(self, claims: Sequence[tuple[str, str]]) -> Answer[list[bool]]:
+    def renew(self, claims: Sequence[tuple[str, str, str]]) -> Answer[list[bool]]:
         words = [word for claim in claims for word in claim]
         return self._run(_RENEW, words, lambda kept: [each == 1 for each in kept])
 

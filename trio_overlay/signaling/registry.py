@@ -32,7 +32,7 @@ class LocalPeers(abc.ABC):
 
     @abc.abstractmethod
     def lose_nowait(self, identifier: str, reason: str) -> None:
-        """This server does not hold *identifier* any more, because it could not be renewed.
+        """This server does not hold *identifier* any more: it could not be renewed, or has moved.
 
         In this step, its registration ends, and its connection begins to close with *reason*: our
         peers then dial again and register anew. There is no `Registry.release_nowait` for it.
@@ -44,7 +44,11 @@ class Registry(abc.ABC):
 
     A granted claim is kept, renewed as often as that takes, until `release_nowait`; that is
     the registry's own business, in `run`. When it cannot be kept, `LocalPeers.lose_nowait` is
-    called *before* anybody else can be granted the id.
+    called *before* any other peer can be granted the id.
+
+    A peer that has a secret, of which only its digest is seen here, may take its id along to
+    another server. The former one is told as soon as it can be reached. For as long as it may not
+    know, the id is nobody's but that peer's: two servers may hold it then, for one peer.
 
     The broker asks one question at a time for each connection, and many for all of them; it never
     claims an id that it holds or is claiming already. It bounds each question by a few seconds:
@@ -71,9 +75,10 @@ class Registry(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def claim(self, identifier: str) -> bool:
+    async def claim(self, identifier: str, digest: str = "") -> bool:
         """Ask for *identifier*: True, it is this server's now; False, another server has it.
 
+        Under the same *digest*, if it is not empty, what another server has moves to this one.
         Cancelled or failed, it is not this server's, or is released behind the scenes.
 
         ClusterUnavailable: there is no telling now.
@@ -116,7 +121,7 @@ class LocalRegistry(Registry):
     def catch_up_nowait(self) -> None:
         pass
 
-    async def claim(self, identifier: str) -> bool:  # noqa: ARG002
+    async def claim(self, identifier: str, digest: str = "") -> bool:  # noqa: ARG002
         return True
 
     def release_nowait(self, identifier: str) -> None:

@@ -110,14 +110,22 @@ class Session(abc.ABC):
         """
 
     @abc.abstractmethod
-    def claim(self, identifier: str, token: str) -> Answer[Outcome]:
-        """Ask for *identifier* under *token*, for one lease."""
+    def claim(
+        self, identifier: str, token: str, digest: str = "", moved_message: str = ""
+    ) -> Answer[Outcome]:
+        """Ask for *identifier* under *token*, for one lease.
+
+        One that is held under another token and the same *digest* (not empty) *moves*: it is
+        granted, and *moved_message*, an encoded `Moved`, goes to the server that held it. That may
+        not hear it, and hold on until its lease ends. So until then the id is *kept for* this
+        digest, and granted under no other, even when it is released.
+        """
 
     @abc.abstractmethod
-    def renew(self, claims: Sequence[tuple[str, str]]) -> Answer[list[bool]]:
-        """Keep *claims* (id and token), which are held, for another lease: which are kept.
+    def renew(self, claims: Sequence[tuple[str, str, str]]) -> Answer[list[bool]]:
+        """Keep *claims* (id, token and digest), which are held, for another lease: which are kept.
 
-        One that the store has lost, and that nobody else has, is put back.
+        One that the store has lost is put back, if nobody else has it and it is kept for nobody.
         """
 
     @abc.abstractmethod

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -64,8 +66,10 @@ class VirtualStore(SharedStore):
         # The data.
         self._entered_life = 0
         self._quarantined_until = 0.0
-        self._claims: dict[str, tuple[str, float]] = {}
-        """By id: the token, and until when."""
+        self._claims: dict[str, _Kept] = {}
+        """By id, what is held."""
+        self._kept: dict[str, _Kept] = {}
+        """By id, for whom alone it is when released: see `Session.claim`."""
 
     async def __aenter__(self) -> Self:
         self._nursery = await self._nursery_manager.__aenter__()
@@ -95,8 +99,13 @@ class VirtualStore(SharedStore):
 
     def holder(self, identifier: str) -> str | None:
         """The token under which *identifier* is held just now."""
-        token, until = self._claims.get(identifier, ("", 0.0))
-        return token if until > trio.current_time() else None
+        claim = self._standing(self._claims, identifier)
+        return None if claim is None else claim.token
+
+    def kept_until(self, identifier: str) -> float:
+        """Until when *identifier* is, or was last, kept for a peer that moved; -inf for never."""
+        kept = self._kept.get(identifier)
+        return -math.inf if kept is None else kept.until
 
     def stop(self) -> None:
         """The process dies; what was on its way to it is lost. Again: nothing."""
@@ -120,6 +129,7 @@ class VirtualStore(SharedStore):
         """Somebody deletes everything."""
         self._entered_life = 0
         self._claims.clear()
+        self._kept.clear()
 
     def pause(self) -> None:
         """The process stands still; what comes waits for it."""
@@ -202,24 +212,36 @@ class VirtualStore(SharedStore):
             self._quarantined_until = now + lease
         return Entry(now + _EPOCH, max(0.0, self._quarantined_until - now))
 
-    def _claim(self, identifier: str, token: str, lease: float) -> Outcome:
+    def _claim(
+        self, identifier: str, token: str, digest: str, moved_message: str, lease: float
+    ) -> Outcome:
         self._check_data()
-        now, holder = trio.current_time(), self.holder(identifier)
-        if holder not in (None, token):
+        now = trio.current_time()
+        former, kept = (self._standing(each, identifier) for each in (self._claims, self._kept))
+        is_move = former is not None and former.token != token
+        owner = former if is_move else kept if former is None else None
+        if owner is not None and (not digest or owner.digest != digest):
             return Outcome(Verdict.TAKEN)
-        if holder is None and self._quarantined_until > now:
+        if self._quarantined_until > now and (former is None or is_move):
             return Outcome(Verdict.QUARANTINED, self._quarantined_until - now)
-        self._claims[identifier] = (token, now + lease)
+        if is_move:
+            assert former is not None
+            until = former.until if kept is None else max(former.until, kept.until)
+            self._kept[identifier] = _Kept("", digest, until)
+            self._publish_to_holder(former.token, moved_message)
+        self._claims[identifier] = _Kept(token, digest, now + lease)
         return Outcome(Verdict.GRANTED, 0.0, *self._subscribers())
 
-    def _renew(self, claims: Sequence[tuple[str, str]], lease: float) -> list[bool]:
+    def _renew(self, claims: Sequence[tuple[str, str, str]], lease: float) -> list[bool]:
         self._check_data()
-        kept = []
-        for identifier, token in claims:
-            kept.append(self.holder(identifier) in (None, token))
-            if kept[-1]:
-                self._claims[identifier] = (token, trio.current_time() + lease)
-        return kept
+        outcomes = []
+        for identifier, token, digest in claims:
+            holder, kept = self.holder(identifier), self._standing(self._kept, identifier)
+            is_free = holder is None and kept is None
+            outcomes.append(holder == token or is_free)
+            if outcomes[-1]:
+                self._claims[identifier] = _Kept(token, digest, trio.current_time() + lease)
+        return outcomes
 
     def _release(self, claims: Sequence[tuple[str, str]]) -> int:
         held = [identifier for identifier, token in claims if self.holder(identifier) == token]
@@ -233,11 +255,14 @@ class VirtualStore(SharedStore):
     def _pass_on(self, identifier: str, message: str, linkup_message: str) -> int:
         holder = self.holder(identifier)
         if holder is not None:
-            return self._publish(server_channel(holder[:8]), with_claim(message, holder))
+            return self._publish_to_holder(holder, message)
         foreign, _ = self._subscribers()
         if foreign:
             self._publish(LINKUP_CHANNEL, linkup_message)
         return foreign
+
+    def _publish_to_holder(self, token: str, message: str) -> int:
+        return self._publish(server_channel(token[:8]), with_claim(message, token))
 
     def _publish(self, channel: str, message: str) -> int:
         subscribed = [session for session in self._sessions if channel in session.channels]
@@ -250,9 +275,22 @@ class VirtualStore(SharedStore):
         ours = sum(COMMON_CHANNEL in session.channels for session in self._sessions)
         return count - ours, count
 
+    def _standing(self, table: Mapping[str, _Kept], identifier: str) -> _Kept | None:
+        kept = table.get(identifier)
+        return kept if kept is not None and kept.until > trio.current_time() else None
+
     def _check_data(self) -> None:
         if self._entered_life != self._life:
             raise _DataLost
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the store remembers of an id, for so long."""
+
+    token: str
+    digest: str
+    until: float
 
 
 class _DataLost(Exception):
@@ -277,10 +315,14 @@ class _VirtualSession(Session):
     def enter(self) -> Answer[Entry]:
         return self._ask(lambda: self._store._enter(self._lease))
 
-    def claim(self, identifier: str, token: str) -> Answer[Outcome]:
-        return self._ask(lambda: self._store._claim(identifier, token, self._lease))
+    def claim(
+        self, identifier: str, token: str, digest: str = "", moved_message: str = ""
+    ) -> Answer[Outcome]:
+        return self._ask(
+            lambda: self._store._claim(identifier, token, digest, moved_message, self._lease)
+        )
 
-    def renew(self, claims: Sequence[tuple[str, str]]) -> Answer[list[bool]]:
+    def renew(self, claims: Sequence[tuple[str, str, str]]) -> Answer[list[bool]]:
         return self._ask(lambda: self._store._renew(claims, self._lease))
 
     def release(self, claims: Sequence[tuple[str, str]]) -> Answer[int]:

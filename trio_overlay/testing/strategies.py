@@ -423,12 +423,15 @@ peer_names = st.text(
 ).filter(str.isprintable) | st.sampled_from(["ada", "constructor", "toString", "x" * 128])
 """Ids by which peers register at a broker."""
 
+_secrets = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=16, max_size=128)
+
 _keys = texts() | st.integers(-(2**64), 2**64) | st.none()
 
 broker_calls: st.SearchStrategy[broker.Call] = st.one_of(
     st.just(broker.Ping()),
     st.just(broker.Unregister()),
-    *(st.builds(call, peer_names) for call in (broker.Exists, broker.Find, broker.Register)),
+    *(st.builds(call, peer_names) for call in (broker.Exists, broker.Find)),
+    st.builds(broker.Register, peer_names, st.none() | _secrets),
 )
 
 broker_requests: st.SearchStrategy[broker.Request] = st.one_of(
