@@ -19,7 +19,7 @@ from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.errors import ServerRefused, ServerUnreachable, SnapshotFailed, UsageError
 from trio_overlay.nodes.tree_snapshots import NodeSnapshot, TreeSnapshot, ask_tree_snapshot
 from trio_overlay.protocol.bootstrap import ROOT_PATH_SUFFIX, Heartbeat, decode_bootstrap
-from trio_overlay.protocol.switchboard import MAX_ASKERS
+from trio_overlay.protocol.switchboard_askers import MAX_ASKERS
 from trio_overlay.signaling.snapshots import Picture
 from trio_overlay.testing import virtual_test
 from trio_overlay.testing.network import VirtualNetwork

@@ -27,19 +27,11 @@ from trio_overlay.protocol.bootstrap import (
     Withdrawn,
     decode_bootstrap,
 )
+from trio_overlay.protocol.identifiers import random_identifiers, seeded_identifiers
 from trio_overlay.protocol.signals import is_offer
-from trio_overlay.protocol.switchboard import (
-    RETURN_TIMEOUT,
-    Action,
-    Client,
-    Close,
-    Prospect,
-    Root,
-    Send,
-    Switchboard,
-    random_identifiers,
-    seeded_identifiers,
-)
+from trio_overlay.protocol.switchboard import Switchboard
+from trio_overlay.protocol.switchboard_clients import Action, Client, Close, Prospect, Root, Send
+from trio_overlay.protocol.switchboard_roots import RETURN_TIMEOUT
 
 DATA = Path(__file__).parent.parent / "data"
 OFFER = {"type": "offer", "sdp": "v=0"}

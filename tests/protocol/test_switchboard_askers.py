@@ -23,16 +23,8 @@ from trio_overlay.protocol.bootstrap import (
     SnapshotPart,
     Withdrawn,
 )
-from trio_overlay.protocol.switchboard import (
-    ASKER_GRACE,
-    MAX_ASKERS,
-    Action,
-    Asker,
-    Close,
-    Forward,
-    Root,
-    Send,
-)
+from trio_overlay.protocol.switchboard_askers import ASKER_GRACE, MAX_ASKERS
+from trio_overlay.protocol.switchboard_clients import Action, Asker, Close, Forward, Root, Send
 
 NODES = ({"id": "a"}, {"id": "b"})
 

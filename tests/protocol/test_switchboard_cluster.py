@@ -30,7 +30,8 @@ from trio_overlay.protocol.cluster import (
     tag_of,
     tagged_identifiers,
 )
-from trio_overlay.protocol.switchboard import (
+from trio_overlay.protocol.switchboard import Switchboard
+from trio_overlay.protocol.switchboard_clients import (
     Action,
     Announce,
     Client,
@@ -39,7 +40,6 @@ from trio_overlay.protocol.switchboard import (
     Prospect,
     Root,
     Send,
-    Switchboard,
 )
 
 SILENCE = 10.0
@@ -632,7 +632,7 @@ class AnyTown(RuleBasedStateMachine):
             assert board._held_size == sum(each.size for each in kept)
             own = [root for root in board._roots if root.server == board.tag]
             assert all(root in self.roots for root in own)
-            if board.root is not None and board._is_reachable(board.root):
+            if board.root is not None and board._roots.is_reachable(board.root):
                 # Only those wait whose own root is another, and out of reach.
                 for held in board._held.values():
                     assert held.sender.root in board._roots

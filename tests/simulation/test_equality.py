@@ -17,7 +17,7 @@ from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.protocol.branch import PlaceRule, hash_place, make_node_id
-from trio_overlay.protocol.switchboard import seeded_identifiers
+from trio_overlay.protocol.identifiers import seeded_identifiers
 from trio_overlay.signaling.server import SignalingServer
 from trio_overlay.simulation.filling import FillingTreeWorld
 from trio_overlay.simulation.links import SERVER, Links

@@ -7,22 +7,19 @@ Old peers see webrtc-bootstrap 4.4.1 exactly (WIRE.md, section 2), less its defe
 announced themselves get control frames as well (protocol/bootstrap.py).
 
 In a cluster, roots and prospects may be connected to other servers. Those roots are known here, as
-their servers name them; where a prospect is, its id tells.
+their servers name them (switchboard_roots.py); where a prospect is, its id tells. Those who only
+want a picture of the tree are in switchboard_askers.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Final, TypeAlias
+from typing import Final
 
 from trio_overlay.errors import MalformedFrame
 from trio_overlay.protocol.bootstrap import (
-    SNAPSHOT,
     WITHDRAW,
     AskSnapshot,
     BootstrapFrame,
@@ -47,7 +44,6 @@ from trio_overlay.protocol.cluster import (
     NoRoot,
     PassedOn,
     Presence,
-    RootEntry,
     ServerMessage,
     ToAsker,
     ToProspect,
@@ -55,6 +51,20 @@ from trio_overlay.protocol.cluster import (
     tag_of,
 )
 from trio_overlay.protocol.signals import is_offer
+from trio_overlay.protocol.switchboard_askers import Askers
+from trio_overlay.protocol.switchboard_clients import (
+    Action,
+    Announce,
+    Asker,
+    Client,
+    Close,
+    Forward,
+    Prospect,
+    Root,
+    Send,
+    send,
+)
+from trio_overlay.protocol.switchboard_roots import Roots
 
 DEFAULT_TIMEOUT: Final = 30.0
 """Seconds a prospect may stay, as in the original."""
@@ -67,117 +77,10 @@ DEFAULT_GRACE_TIMEOUT: Final = 3.0
 
 Old clients close without a word when all is well, too: in this time their channel has opened."""
 
-MAX_ASKERS: Final = 8
-"""Who wants a picture of the tree at one time; each may have megabytes to read."""
-
-ASKER_GRACE: Final = 10.0
-"""Seconds for an asker to say what it wants, and, over the time it gave the root, to read on."""
-
 MAX_FRAME_SIZE: Final = 2**20
 """What is longer than this is passed on to nobody."""
 
-RETURN_TIMEOUT: Final = 10.0
-"""Seconds within which all roots are back at a server that has restarted: they dial every 5 s."""
-
 _EXTENSIONS: Final = frozenset({WITHDRAW})
-
-
-@dataclass(eq=False, slots=True)
-class Root:
-    """One registration as root, from its coming to its going."""
-
-    is_announced: bool
-    server: str = ""
-    """The tag of the server it is connected to; empty for a server that is in no cluster."""
-    number: int = 0
-    """Which of that server's."""
-    registered_at: float = 0.0
-    """By the clock of the cluster; before all others if it stands by. The roots of all servers have
-    one order, see `_order`, and the last in it is the active one."""
-    came_at: float = 0.0
-    """By the same clock."""
-    token: str | None = None
-    """What a root of ours calls itself."""
-    term: int = 0
-    """Of its last activity, here or elsewhere."""
-    brought_term: int = 0
-    """The same, when it came."""
-    extensions: frozenset[str] = frozenset()
-    """What else it can be asked; not known of the roots of other servers."""
-    told: Role | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Prospect:
-    """One client of the path ``/join``, from its coming until nobody need be told it is gone."""
-
-    identifier: str
-    is_announced: bool
-    expires_at: float
-    root: Root | None = None
-    """Who got its first frame: all others without a destination go there as well."""
-    partners: dict[str, None] = field(default_factory=dict)
-    """The prospects it exchanged frames with, in that order; some may have left."""
-    is_turned_away: bool = False
-    """Its request was given up: what belongs to it is of no use to a root that comes later."""
-    is_done: bool = False
-    """Its channel is open, so it said: its leaving means nothing bad."""
-    is_withdrawn: bool = False
-    """It has given up, and who need know has been told."""
-    leaves_at: float = math.inf
-    """When its leaving without a word counts as a withdrawal."""
-    has_begun: bool = False
-    """Whether it has sent an offer to a root."""
-    answerer: str | None = None
-    """The first prospect that spoke to it after that."""
-
-
-@dataclass(eq=False, slots=True)
-class Asker:
-    """One client that wants a picture of the tree, from its coming to its going."""
-
-    identifier: str
-    expires_at: float
-    has_asked: bool = False
-    root: Root | None = None
-    """Who is to answer; None before it has asked, and after the last word."""
-
-
-Client: TypeAlias = Root | Prospect | Asker
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Give *to* the frame *text*."""
-
-    to: Client
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Close the connection of *client*, after what was sent to it."""
-
-    client: Client
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Say *message* to the server *server*; if it cannot be, say so to `undelivered`."""
-
-    server: str
-    message: ServerMessage
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Say *message* to all servers."""
-
-    message: ServerMessage
-
-
-Action: TypeAlias = Send | Close | Forward | Announce
 
 
 @dataclass(eq=False, slots=True)
@@ -216,8 +119,6 @@ class Switchboard:
         silence_timeout: float = math.inf,
     ) -> None:
         self.tag = tag
-        self.is_connected = False
-        """Whether other servers can be reached."""
         self.timeout = timeout
         self.hold_timeout = hold_timeout
         self.grace_timeout = grace_timeout
@@ -225,11 +126,8 @@ class Switchboard:
         self._max_held_bytes = max_held_bytes
         self._max_held_bytes_each = max_held_bytes_each
         self._silence_timeout = silence_timeout
-        self._roots: list[Root] = []
-        """Those connected, here or elsewhere, oldest first."""
-        self._root_numbers = count()
-        self._clock_offset: float | None = None
-        """What the clock of the cluster says when `now` is 0; None before it was known."""
+        self._roots = Roots(tag, self._follow)
+        self._askers = Askers(self._roots)
         self._servers: dict[str, float] = {}
         """The other servers and when each was last heard, the one silent for longest first."""
         self._prospects: dict[str, Prospect] = {}
@@ -246,15 +144,21 @@ class Switchboard:
         """What went to a root and nobody has answered yet: another root will have to."""
         self._rests: dict[str, _Held] = {}
         """What old clients said after their offers, until somebody answers; as `_held`."""
-        self._askers: dict[str, Asker] = {}
-        """Those connected, up to `MAX_ASKERS`."""
-        self._term = 0
-        self._active: Root | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether other servers can be reached."""
+        return self._roots.is_connected
 
     @property
     def root(self) -> Root | None:
         """Who gets the requests: the newest of those connected that do not stand by."""
-        return self._roots[-1] if self._roots else None
+        return self._roots.active
+
+    @property
+    def presence(self) -> Presence:
+        """What the other servers must know, and be told again before they take us for gone."""
+        return self._roots.presence
 
     @property
     def count_roots(self) -> int:
@@ -282,7 +186,7 @@ class Switchboard:
     @property
     def next_tick_at(self) -> float:
         """When `tick` will next have something to do; infinity for never."""
-        moments = [math.inf, *(asker.expires_at for asker in self._askers.values())]
+        moments = [self._askers.next_tick_at]
         for expiring in self._expiring.values():
             moments.append(expiring.expires_at)
             break
@@ -301,24 +205,6 @@ class Switchboard:
                 break
         return min(moments)
 
-    @property
-    def presence(self) -> Presence:
-        """What the other servers must know, and be told again before they take us for gone."""
-        return Presence(
-            tuple(
-                RootEntry(
-                    root.number,
-                    root.registered_at,
-                    root.is_announced,
-                    root.came_at,
-                    root.token,
-                    root.term,
-                )
-                for root in self._roots
-                if root.server == self.tag
-            )
-        )
-
     # --- events ---------------------------------------------------------------------------
 
     def enter_root(
@@ -329,19 +215,10 @@ class Switchboard:
         One without a *registration* is the active one as long as no newer one comes; so is one of
         ours that takes over, or was active after the one that is. Any other stands by.
         """
-        number, came_at = next(self._root_numbers), now + (self._clock_offset or 0.0)
-        root = Root(is_announced, self.tag, number, registered_at=came_at, came_at=came_at)
-        actions: list[Action] = []
-        if is_announced:
-            actions.append(_send(root, Hello(None, _EXTENSIONS)))
-        if registration is not None:
-            root.token = registration.token
-            root.term = root.brought_term = registration.term
-            root.extensions = registration.extensions
-            actions += self._rank(now, root, registration)
-        self._roots.append(root)
-        self._roots.sort(key=_order)
-        return root, [*actions, *self._announce(), *self._flush(now)]
+        root = self._roots.make(now, is_announced=is_announced, registration=registration)
+        hello = [send(root, Hello(None, _EXTENSIONS))] if is_announced else []
+        entered = self._roots.enter(now, root, registration)
+        return root, [*hello, *entered, *self._flush(now)]
 
     def enter_prospect(self, now: float, *, is_announced: bool) -> tuple[Prospect, list[Action]]:
         """A client comes to ``/join``."""
@@ -351,15 +228,11 @@ class Switchboard:
         self._expiring[identifier] = prospect
         if not is_announced:
             return prospect, []
-        return prospect, [_send(prospect, Hello(identifier, _EXTENSIONS))]
+        return prospect, [send(prospect, Hello(identifier, _EXTENSIONS))]
 
     def enter_asker(self, now: float) -> tuple[Asker, list[Action]]:
         """A client wants to ask for a picture of the tree. The secret has been checked."""
-        asker = Asker(next(self._identifiers), now + ASKER_GRACE)
-        if len(self._askers) >= MAX_ASKERS:
-            return asker, _turn_down(asker, f"{MAX_ASKERS} others are asking; try again")
-        self._askers[asker.identifier] = asker
-        return asker, []
+        return self._askers.enter(now, next(self._identifiers))
 
     def receive(self, now: float, client: Client, frame: BootstrapFrame) -> list[Action]:
         """*client* has said *frame*.
@@ -368,9 +241,9 @@ class Switchboard:
         """
         if isinstance(client, Root):
             # Heartbeats, and answers. The original ignores all that a root says.
-            return self._take_answer(client, frame)
+            return self._askers.take_answer(client, frame)
         if isinstance(client, Asker):
-            return self._ask(now, client, frame)
+            return self._askers.ask(now, client, frame)
         match frame:
             case SignalFrame():
                 return self._pass_on(now, client, frame)
@@ -389,11 +262,10 @@ class Switchboard:
         if isinstance(client, Root):
             if client not in self._roots:
                 return []  # it has come back before its old connection was found to be gone
-            self._roots.remove(client)
-            return [*self._announce(), *self._flush(now)]
+            left = self._roots.leave(client)
+            return [*left, *self._flush(now)]
         if isinstance(client, Asker):
-            self._askers.pop(client.identifier, None)
-            return self._tell_root(client, client.root, "it has gone")
+            return self._askers.leave(client)
         del self._prospects[client.identifier]
         self._expiring.pop(client.identifier, None)
         self._drop(client)
@@ -408,7 +280,7 @@ class Switchboard:
         for held in list(self._held.values()):
             if held.expires_at > now:
                 break
-            actions += self._turn_away(held.sender, self._why_no_root())
+            actions += self._turn_away(held.sender, self._roots.why_none)
         for rest in list(self._rests.values()):
             if rest.expires_at > now:
                 break
@@ -424,11 +296,9 @@ class Switchboard:
             del self._expiring[expiring.identifier]
             reason = f"the server's timeout of {self.timeout:g} s has passed"
             if expiring.is_announced:
-                actions.append(_send(expiring, Refused(reason)))
+                actions.append(send(expiring, Refused(reason)))
             actions.append(Close(expiring, reason))
-        for asker in list(self._askers.values()):
-            if asker.expires_at <= now:
-                actions += self._expire(asker)
+        actions += self._askers.tick(now)
         if self.is_connected:
             for server, heard_at in list(self._servers.items()):
                 if heard_at + self._silence_timeout > now:
@@ -440,14 +310,9 @@ class Switchboard:
 
     def connect(self, now: float, time: float) -> list[Action]:
         """The other servers can be reached; the clock of the cluster says *time*."""
-        if self._clock_offset is None:
-            for root in self._roots:  # who came before this server knew of a cluster
-                root.registered_at += time - now
-                root.came_at += time - now
-        self._clock_offset = time - now
-        self.is_connected = True
+        self._roots.connect(now, time)
         self._servers = dict.fromkeys(self._servers, now)
-        return [Announce(Greeting()), *self._announce(), *self._flush(now)]
+        return [Announce(Greeting()), *self._roots.announce(), *self._flush(now)]
 
     def disconnect(self) -> None:
         """The other servers cannot be reached.
@@ -455,7 +320,7 @@ class Switchboard:
         What is known of their roots stands: otherwise a server cut off would hand its joiners to
         a root that stands by, and there would be two overlays.
         """
-        self.is_connected = False
+        self._roots.is_connected = False
 
     def hear(self, now: float, server: str, message: ServerMessage) -> list[Action]:
         """*server*, another one, has said *message*."""
@@ -463,9 +328,10 @@ class Switchboard:
         self._servers[server] = now
         match message:
             case Greeting():
-                return self._announce()
+                return self._roots.announce()
             case Presence(entries):
-                return self._know_roots(now, server, entries)
+                known = self._roots.know(server, entries)
+                return [*known, *self._flush(now)]
             case Farewell():
                 return self._forget(now, server)
             case ToRoot(number, origin, begins, text):
@@ -479,13 +345,10 @@ class Switchboard:
                 return self._take_for_prospect(server, destination, origin, text)
             case Gone(origin, to, reason):
                 return self._take_withdrawal(origin, to, reason)
-            case AskRoot(number, origin, text):
-                return self._take_question(server, number, origin, text)
-            case ToAsker(destination, ends, text):
-                asker = self._askers.get(destination)
-                if asker is None or asker.root is None or asker.root.server != server:
-                    return []
-                return _answer(asker, text, ends=ends)
+            case AskRoot():
+                return self._askers.hear_question(server, message)
+            case ToAsker():
+                return self._askers.hear_answer(server, message)
             case PassedOn() | Moved():
                 return []  # the broker's
 
@@ -513,46 +376,21 @@ class Switchboard:
                     return actions
                 if is_certain:
                     return [*actions, _no_such(sender, destination)]
-                return [*actions, _send(sender, Refused(reason))]
-            case AskRoot(_, origin):
-                asker = self._askers.get(origin)
+                return [*actions, send(sender, Refused(reason))]
+            case AskRoot():
                 # If it is certain, it has been told with the others that asked there.
-                if asker is not None and asker.root is not None:
-                    actions += _turn_down(asker, reason)
+                actions += self._askers.undelivered(message, reason)
         return actions
-
-    def _announce(self) -> list[Action]:
-        return [Announce(self.presence)] if self.is_connected else []
-
-    def _know_roots(self, now: float, server: str, entries: tuple[RootEntry, ...]) -> list[Action]:
-        known = {root.number: root for root in self._roots if root.server == server}
-        actions: list[Action] = []
-        for entry in entries:
-            root = known.pop(entry.number, None)
-            if root is None:
-                root = Root(entry.is_announced, server, entry.number, entry.registered_at)
-                root.came_at, root.token = entry.came_at, entry.token
-                former = self._root_called(entry.token)
-                if former is not None:
-                    if _came(root) < _came(former):
-                        continue  # its server does not know yet that it has gone elsewhere
-                    actions += self._replace(former, root)
-                self._roots.append(root)
-            root.term = entry.term
-            self._term = max(self._term, root.term)
-        self._roots = [root for root in self._roots if root not in known.values()]
-        self._roots.sort(key=_order)
-        return [*actions, *self._flush(now)]
 
     def _forget(self, now: float, server: str) -> list[Action]:
         self._servers.pop(server, None)
-        self._roots = [root for root in self._roots if root.server != server]
+        self._roots.forget(server)
         return self._flush(now)
 
     def _take_for_root(
         self, server: str, number: int, origin: str, begins: bool, text: str
     ) -> list[Action]:
-        root = self._own_root(number)
+        root = self._roots.own(number)
         if root is None and self.root is not None and self.root.server == self.tag:
             root = self.root
             if not (begins or root.is_announced):
@@ -577,26 +415,12 @@ class Switchboard:
         if isinstance(to, str):
             receiver = self._prospects.get(to)
         else:
-            receiver = self._own_root(to)
+            receiver = self._roots.own(to)
             if receiver is None and self.root is not None and self.root.server == self.tag:
                 receiver = self.root
         if receiver is None or not receiver.is_announced:
             return []
         return [Send(receiver, text)]
-
-    def _own_root(self, number: int) -> Root | None:
-        for root in self._roots:
-            if root.server == self.tag and root.number == number:
-                return root
-        return None
-
-    def _is_reachable(self, root: Root) -> bool:
-        return root.server == self.tag or self.is_connected
-
-    def _why_no_root(self) -> str:
-        if self.root is None:
-            return "no root is connected to this server"
-        return "the root is connected to another server, which cannot be reached from this one"
 
     # --- decisions ------------------------------------------------------------------------
 
@@ -637,7 +461,7 @@ class Switchboard:
                 sender.partners[destination] = None
                 return [Forward(server, ToProspect(destination, sender.identifier, text))]
             if sender.is_announced:
-                return [_send(sender, Refused("the other servers cannot be reached"))]
+                return [send(sender, Refused("the other servers cannot be reached"))]
         elif sender.is_announced:
             return [_no_such(sender, destination)]
         return []
@@ -707,7 +531,7 @@ class Switchboard:
         if sender.is_turned_away:
             return []
         root = self._root_for(sender)
-        if root is None or not self._is_reachable(root):
+        if root is None or not self._roots.is_reachable(root):
             return self._hold(now, sender, begins, text)
         if sender.root not in (None, root) and not (begins or root.is_announced):
             # The rest of a request whose beginning went to a root that is gone. A root of ours may
@@ -725,10 +549,7 @@ class Switchboard:
 
     def _flush(self, now: float) -> list[Action]:
         """Something has changed about the roots: see who need not wait any more."""
-        actions = self._tell_roles()
-        for asker in self._askers.values():
-            if asker.root is not None and asker.root not in self._roots:
-                actions += _turn_down(asker, "the root was lost before it had answered; try again")
+        actions = [*self._roots.tell_roles(), *self._askers.check_roots()]
         for open_ in list(self._open.values()):
             sender = open_.sender
             if sender.root in self._roots:
@@ -741,17 +562,23 @@ class Switchboard:
                 actions += self._to_root(now, sender, begins, text)
         for held in list(self._held.values()):
             root = self._root_for(held.sender)
-            if root is None or not self._is_reachable(root):
+            if root is None or not self._roots.is_reachable(root):
                 continue
             self._let_go(held.sender)
             for begins, text, _ in held.frames:
                 actions += self._to_root(now, held.sender, begins, text)
         return actions
 
+    def _follow(self, former: Root, root: Root) -> None:
+        """What went to *former* is with *root*, which is the same one come back."""
+        for prospect in self._prospects.values():
+            if prospect.root is former:
+                prospect.root = root
+
     def _hold(self, now: float, sender: Prospect, begins: bool, text: str) -> list[Action]:
         held = self._held.get(sender.identifier) or _Held(sender, now + self.hold_timeout)
         if not self._has_room(held, text):
-            return self._turn_away(sender, f"{self._why_no_root()}, and too much waits for one")
+            return self._turn_away(sender, f"{self._roots.why_none}, and too much waits for one")
         self._held[sender.identifier] = held
         self._put(held, begins, text)
         return []
@@ -766,66 +593,6 @@ class Switchboard:
         held.frames.append((begins, text, root))
         held.size += len(text)
         self._held_size += len(text)
-
-    def _rank(self, now: float, root: Root, registration: Registration) -> list[Action]:
-        """Decide where *root*, which is about to enter, stands among the others."""
-        former = self._root_called(root.token)
-        if former is not None:
-            root.registered_at, root.term = former.registered_at, max(former.term, root.term)
-            return self._replace(former, root)
-        active = self.root
-        if active is not None and not (
-            registration.takes_over or self._was_active_later(now, root, active)
-        ):
-            root.registered_at = min(each.registered_at for each in self._roots) - 1.0
-        return []
-
-    def _root_called(self, token: str | None) -> Root | None:
-        for root in self._roots:
-            if token is not None and root.token == token:
-                return root
-        return None
-
-    def _replace(self, former: Root, root: Root) -> list[Action]:
-        """*former* has come back as *root*, at this server or another."""
-        self._roots.remove(former)
-        if self._active is former:
-            self._active = root
-        for prospect in self._prospects.values():
-            if prospect.root is former:
-                prospect.root = root
-        if former.server != self.tag:
-            return []
-        return [Close(former, "you have come back on another connection"), *self._announce()]
-
-    def _was_active_later(self, now: float, root: Root, active: Root) -> bool:
-        """Whether *root* was active before this server began, and the *active* one was not then."""
-        if active.token is None:
-            return False
-        if root.term > active.term:
-            return True
-        if active.server != self.tag:
-            return False
-        # After a restart, whoever came first was given the term that others may have had before.
-        has_just_come = now + (self._clock_offset or 0.0) - active.registered_at < RETURN_TIMEOUT
-        return has_just_come and root.term == active.term > active.brought_term
-
-    def _tell_roles(self) -> list[Action]:
-        """The roots may be others, or in another order: tell those of ours which one is active."""
-        active = self.root
-        actions: list[Action] = []
-        if active is not self._active:
-            self._active = active
-            if active is not None and active.server == self.tag:
-                self._term = active.term = max(self._term + 1, active.term)
-                actions += self._announce()  # by its term it is known if it comes back elsewhere
-        for root in self._roots:
-            if root.token is not None and root.server == self.tag and active is not None:
-                role = Role(root is active, active.term, len(self._roots) - 1)
-                if role != root.told:
-                    root.told = role
-                    actions.append(_send(root, role))
-        return actions
 
     def _keep_open(self, now: float, sender: Prospect, begins: bool, text: str) -> None:
         """Keep what goes to a root, for the next one, until somebody answers."""
@@ -879,7 +646,7 @@ class Switchboard:
     def _turn_away(self, prospect: Prospect, reason: str) -> list[Action]:
         self._drop(prospect)
         prospect.is_turned_away = True
-        return [_send(prospect, Refused(reason))] if prospect.is_announced else []
+        return [send(prospect, Refused(reason))] if prospect.is_announced else []
 
     def _withdraw(self, prospect: Prospect, reason: str) -> list[Action]:
         """Tell all who understand it and may have kept a place that *prospect* has given up."""
@@ -891,7 +658,7 @@ class Switchboard:
         actions: list[Action] = []
         if prospect.root is not None:
             # A root of ours that lost its connection and came back is another `Root`, and knows it.
-            actions += self._tell_root(prospect, self._root_for(prospect), reason)
+            actions += self._roots.tell_gone(prospect, self._root_for(prospect), reason)
         for identifier in prospect.partners:
             partner = self._prospects.get(identifier)
             server = tag_of(identifier) if self.tag else None
@@ -903,68 +670,8 @@ class Switchboard:
                 actions.append(Forward(server, Gone(prospect.identifier, identifier, reason)))
         return actions
 
-    def _tell_root(self, who: Prospect | Asker, root: Root | None, reason: str) -> list[Action]:
-        """Tell *root*, if there is one that understands it, that *who* has given up."""
-        if root is None or not root.is_announced:
-            return []
-        if root.server == self.tag:
-            return [_send(root, Withdrawn(who.identifier, reason))]
-        if not self.is_connected:
-            return []
-        return [Forward(root.server, Gone(who.identifier, root.number, reason))]
 
-    # --- pictures of the tree -------------------------------------------------------------
-
-    def _ask(self, now: float, asker: Asker, frame: BootstrapFrame) -> list[Action]:
-        if asker.has_asked or not isinstance(frame, AskSnapshot):
-            return []
-        asker.has_asked = True
-        asker.expires_at = now + frame.timeout + ASKER_GRACE
-        root = self.root
-        if root is None or not self._is_reachable(root):
-            return _turn_down(asker, self._why_no_root())
-        text = encode_bootstrap(AskSnapshot(frame.timeout, asker.identifier))
-        if root.server != self.tag:
-            # Its server knows what it understands, and says so.
-            asker.root = root
-            return [Forward(root.server, AskRoot(root.number, asker.identifier, text))]
-        if SNAPSHOT not in root.extensions:
-            return _turn_down(asker, _CANNOT_BE_ASKED)
-        asker.root = root
-        return [Send(root, text)]
-
-    def _expire(self, asker: Asker) -> list[Action]:
-        del self._askers[asker.identifier]
-        reason = "the time is over" if asker.has_asked else "nothing was asked"
-        if asker.has_asked and asker.root is None:
-            return [Close(asker, reason)]  # it has had its answer
-        return [*self._tell_root(asker, asker.root, reason), *_turn_down(asker, reason)]
-
-    def _take_question(self, server: str, number: int, origin: str, text: str) -> list[Action]:
-        root = self._own_root(number)
-        if root is not None and SNAPSHOT in root.extensions:
-            return [Send(root, text)]
-        reason = "the root left at that moment; try again" if root is None else _CANNOT_BE_ASKED
-        refused = encode_bootstrap(Refused(reason, origin))
-        return [Forward(server, ToAsker(origin, True, refused))]
-
-    def _take_answer(self, root: Root, frame: BootstrapFrame) -> list[Action]:
-        match frame:
-            case SnapshotPart(str() as destination, is_last=ends):
-                pass
-            case Refused(destination=str() as destination):
-                ends = True
-            case _:
-                return []
-        text = encode_bootstrap(frame)
-        asker = self._askers.get(destination)
-        if asker is not None:
-            return _answer(asker, text, ends=ends) if asker.root is root else []
-        server = tag_of(destination) if self.tag else None
-        if server in (None, self.tag) or not self.is_connected:
-            return []
-        assert server is not None
-        return [Forward(server, ToAsker(destination, ends, text))]
+_NO_SUCH: Final = "no such prospect is connected to this server"
 
 
 def _leaves_rest(sender: Prospect) -> bool:
@@ -972,73 +679,10 @@ def _leaves_rest(sender: Prospect) -> bool:
     return sender.has_begun and not sender.is_announced  # clients of ours say all in their offers
 
 
-_CANNOT_BE_ASKED: Final = (
-    "the root speaks the old protocol, or is of an older version: it cannot be asked"
-)
-
-
-def _answer(asker: Asker, text: str, *, ends: bool) -> list[Action]:
-    if ends:
-        asker.root = None
-    return [Send(asker, text)]
-
-
-def _turn_down(asker: Asker, reason: str) -> list[Action]:
-    """Tell *asker* why it gets no picture, or not all of it."""
-    asker.root = None
-    return [_send(asker, Refused(reason)), Close(asker, reason)]
-
-
-_NO_SUCH: Final = "no such prospect is connected to this server"
-
-
 def _is_same(root: Root, former: Root | None) -> bool:
     """Whether *root* is the same one come back as *former*, which has the first frames already."""
     return former is not None and root.token is not None and root.token == former.token
 
 
-def _order(root: Root) -> tuple[float, str, int]:
-    return root.registered_at, root.server, root.number
-
-
-def _came(root: Root) -> tuple[float, str, int]:
-    return root.came_at, root.server, root.number
-
-
 def _no_such(to: Prospect, destination: str) -> Send:
-    return _send(to, Withdrawn(destination, _NO_SUCH))
-
-
-def _send(to: Client, frame: BootstrapFrame) -> Send:
-    return Send(to, encode_bootstrap(frame))
-
-
-# --- identifiers --------------------------------------------------------------------------
-
-
-def random_identifiers(rng: random.Random) -> Iterator[str]:
-    """Ids of 32 hex digits. Whoever can guess one can speak to its prospect: mind the *rng*."""
-    while True:
-        yield rng.getrandbits(128).to_bytes(16, "big").hex()
-
-
-def seeded_identifiers(seed: int) -> Iterator[str]:
-    """The ids that webrtc-bootstrap's server gives with this seed, in the same order."""
-    while True:
-        seed = _jenkins(seed)
-        yield hashlib.md5(str(seed).encode(), usedforsecurity=False).hexdigest()
-
-
-def _jenkins(seed: int) -> int:
-    """The next number of the original's generator, after Robert Jenkins' 32-bit integer hash."""
-    seed = _int32(seed + 0x7ED55D16 + _int32(seed << 12))
-    seed = _int32(seed ^ 0xC761C23C ^ (seed % 2**32 >> 19))
-    seed = _int32(seed + 0x165667B1 + _int32(seed << 5))
-    seed = _int32((seed + 0xD3A2646C) ^ _int32(seed << 9))
-    seed = _int32(seed + 0xFD7046C5 + _int32(seed << 3))
-    return _int32(seed ^ 0xB55A4F09 ^ (seed % 2**32 >> 16))
-
-
-def _int32(number: int) -> int:
-    """*number* as JavaScript's bitwise operators see it: 32 bits with a sign."""
-    return (number + 2**31) % 2**32 - 2**31
+    return send(to, Withdrawn(destination, _NO_SUCH))

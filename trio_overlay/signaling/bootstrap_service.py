@@ -31,6 +31,9 @@ from trio_overlay.protocol.switchboard import (
     DEFAULT_GRACE_TIMEOUT,
     DEFAULT_HOLD_TIMEOUT,
     DEFAULT_TIMEOUT,
+    Switchboard,
+)
+from trio_overlay.protocol.switchboard_clients import (
     Action,
     Announce,
     Client,
@@ -38,7 +41,6 @@ from trio_overlay.protocol.switchboard import (
     Forward,
     Root,
     Send,
-    Switchboard,
 )
 from trio_overlay.signaling import limits
 from trio_overlay.signaling.cluster import Cluster, ClusterMember

@@ -28,12 +28,11 @@ from trio_overlay.errors import ConfigurationError, UsageError
 from trio_overlay.protocol.bootstrap import JOIN_PATH, ROOT_PATH_SUFFIX, SNAPSHOT_PATH_SUFFIX
 from trio_overlay.protocol.broker_registrations import BrokerLimits
 from trio_overlay.protocol.cluster import tagged_identifiers
+from trio_overlay.protocol.identifiers import random_identifiers, seeded_identifiers
 from trio_overlay.protocol.switchboard import (
     DEFAULT_GRACE_TIMEOUT,
     DEFAULT_HOLD_TIMEOUT,
     DEFAULT_TIMEOUT,
-    random_identifiers,
-    seeded_identifiers,
 )
 from trio_overlay.signaling.bootstrap_service import BootstrapService
 from trio_overlay.signaling.broker import BROKER_PATHS, BrokerService

@@ -33,7 +33,8 @@ from trio_overlay.protocol.branch import (
     hash_place,
     make_node_id,
 )
-from trio_overlay.protocol.switchboard import DEFAULT_GRACE_TIMEOUT, random_identifiers
+from trio_overlay.protocol.identifiers import random_identifiers
+from trio_overlay.protocol.switchboard import DEFAULT_GRACE_TIMEOUT
 from trio_overlay.simulation.agenda import Act, Agenda
 from trio_overlay.simulation.links import SERVER, Links
 from trio_overlay.simulation.scenarios import Plan
