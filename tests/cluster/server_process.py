@@ -11,7 +11,6 @@ machine has let this process stand still.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import sys
@@ -81,6 +80,5 @@ async def note_stalls(note: Callable[[str, str], None], margin: float) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("coredis").setLevel(logging.CRITICAL)  # as the command does
     descriptor = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     trio.run(serve, sys.argv[1], float(sys.argv[2]), descriptor)

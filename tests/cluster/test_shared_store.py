@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeAlias
 
 import pytest
@@ -20,6 +22,7 @@ from trio_overlay.protocol.cluster import (
     encode_server_message,
     server_channel,
 )
+from trio_overlay.signaling.cluster import open_cluster
 from trio_overlay.signaling.redis_store import RedisStore
 from trio_overlay.signaling.shared_store import Answer, Session, SharedStore, T, Verdict
 from trio_overlay.testing.store import VirtualStore
@@ -327,6 +330,36 @@ async def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_a_redis_at_a_unix_socket_will_do() -> None:
     async with open_redis() as server, RedisStore(server.unix_url).connect(A, LEASE) as a:
         assert (await said(a.enter())).time > 1_700_000_000
+
+
+async def test_a_redis_that_hangs_up_is_told_of_once_in_a_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_overlay.signaling.cluster.MAX_RECONNECT_DELAY", 0.01)
+    count_calls, has_been_called_often = 0, trio.Event()
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        nonlocal count_calls
+        await stream.aclose()
+        count_calls += 1
+        if count_calls == 10:
+            has_been_called_often.set()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
+        url = f"redis://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        with caplog.at_level(logging.DEBUG), trio.fail_after(PATIENCE):
+            async with open_cluster(RedisStore(url)):
+                await has_been_called_often.wait()
+            logging.getLogger("coredis").error("of the program's own Redis")
+        nursery.cancel_scope.cancel()
+    said = [record for record in caplog.records if record.levelno >= logging.INFO]
+    (ours,) = [record for record in said if record.name.startswith("trio_overlay")]
+    assert (ours.levelno, ours.exc_info) == (logging.WARNING, None)
+    assert f"no Redis at {url}" in ours.getMessage()
+    theirs = [record.getMessage() for record in caplog.records if record.name == "coredis"]
+    assert theirs == ["of the program's own Redis"]
+    assert any("coredis: Connection attempt failed" in each.getMessage() for each in caplog.records)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,6 @@ def set_up_logging(level: str, process: str = "") -> None:
         stream=sys.stderr,
         format=f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s",
     )
-    # It logs tracebacks of what it raises, and we say the same in a line.
-    logging.getLogger("coredis").setLevel(logging.CRITICAL)
 
 
 async def _until_stopped(main: Callable[[], Awaitable[T]]) -> T | None:

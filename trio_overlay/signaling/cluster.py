@@ -155,7 +155,7 @@ class Cluster:
                         failures = 0
                         await self._live(_Connection(session, entry), start)
                 except ClusterUnavailable as error:
-                    level = logging.DEBUG if failures else logging.ERROR
+                    level = logging.DEBUG if failures else logging.WARNING
                     logger.log(level, "server %s is on its own: %s", self.tag, error)
                 start()
                 await trio.sleep(self._reconnect_delay(failures))

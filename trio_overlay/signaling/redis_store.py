@@ -6,10 +6,12 @@ and a break is a break of both. Whatever must be one atomic step is a script.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -35,6 +37,11 @@ from trio_overlay.signaling.shared_store import (
 CONNECT_TIMEOUT: Final = 3.0
 ANSWER_TIMEOUT: Final = 4.0
 """Seconds after which a Redis that owes an answer is taken for gone."""
+
+logger = logging.getLogger(__name__)
+
+_is_ours: ContextVar[bool] = ContextVar("_is_ours", default=False)
+"""Whether this task, or the one that started it, is a connection of ours."""
 
 MAX_UNDER_WAY: Final = 2**24
 """Bytes of questions that wait for their answers, and for a Redis that does not read."""
@@ -152,6 +159,7 @@ class RedisStore(SharedStore):
 
     def __init__(self, url: str) -> None:
         self._url = url
+        logging.getLogger("coredis").addFilter(_take_over)  # the same one again: nothing
         try:
             parts = urlsplit(url)
             is_unix = parts.scheme == "unix"
@@ -197,13 +205,35 @@ class RedisStore(SharedStore):
                     with trio.fail_after(CONNECT_TIMEOUT):
                         if not await pool.location.check():
                             raise ClusterUnavailable(f"nobody listens at {self}")
-                    connection = await pool.get_connection()
+                    with _ours():
+                        connection = await pool.get_connection()
                     session = await _open_session(connection, tag, lease)
                 except (RedisError, TimeoutError, trio.TooSlowError, OSError) as error:
                     raise ClusterUnavailable(f"no Redis at {self}: {error}") from error
                 nursery.start_soon(session.collect)
                 async with aclosing(session.messages):
                     yield session
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
+    """What is started in this block, for as long as it lives, is a connection of ours."""
+    token = _is_ours.set(True)
+    try:
+        yield
+    finally:
+        _is_ours.reset(token)
+
+
+def _take_over(record: logging.LogRecord) -> bool:
+    """Whether a record of coredis's is left to it; of our connections, it is ours, at level debug.
+
+    It logs tracebacks of what it raises as well, and we raise or log the same in a line.
+    """
+    if not _is_ours.get():
+        return True
+    logger.debug("coredis: %s", record.getMessage(), exc_info=record.exc_info)
+    return False
 
 
 @contextmanager
