@@ -5,9 +5,12 @@
 
 The broker is ``trio-overlay server``, in processes of its own, with all its limits in force; the
 peers are plain WebSocket connections in this process. Kinds of brokers take turns, so that what
-else the machine does meets all of them; figures are medians of the rounds. The peers need about as
-much CPU as the broker does, so on fewer than two cores free the rates are of both together; CPU is
-the broker's alone, all of its processes.
+else the machine does meets all of them; figures are medians of the rounds.
+
+The peers need about as much CPU as the broker does, so rates are of both together, unless each
+process has a core. CPU is of the workers alone, and of Redis, by their own clocks. From that of the
+busiest worker follows what the broker does when each worker has a core to itself, and peers and
+Redis have others: it is computed, not measured, and holds as long as Redis is not busier.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import coredis
 import trio
 from rich.console import Console
 from rich.table import Table
@@ -60,7 +65,10 @@ class Rate:
     name: str
     count: int
     seconds: float
-    cpu_seconds: float
+    cpu: tuple[float, ...]
+    """Seconds of each worker."""
+    redis_cpu: float
+    """Seconds of Redis."""
 
 
 def main() -> int:
@@ -123,17 +131,10 @@ async def measure_one(kind: Kind, count: int) -> Figures:
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(open_broker_process(kind))
         before = broker.memory()
-        began, cpu_began = time.perf_counter(), broker.cpu_seconds()
+        measured = await Stretch.begin("connections", broker)
         dials = [open_websocket_channel(broker.url) for _ in range(count)]
         peers: list[Channel] = [await stack.enter_async_context(each) for each in dials]
-        rates = [
-            Rate(
-                "connections",
-                count,
-                time.perf_counter() - began,
-                broker.cpu_seconds() - cpu_began,
-            )
-        ]
+        rates = [await measured.end(count)]
         memory = (broker.memory() - before) / count
         async with trio.open_nursery() as nursery:
             for number, peer in enumerate(peers):
@@ -146,25 +147,35 @@ async def measure_one(kind: Kind, count: int) -> Figures:
 class BrokerProcess:
     """A running ``trio-overlay server``, with the workers it has started."""
 
-    def __init__(self, process: trio.Process, url: str) -> None:
+    def __init__(self, process: trio.Process, url: str, redis: str | None) -> None:
         self.url = url
         self._process = process
+        self._redis = redis
 
-    def cpu_seconds(self) -> float:
-        """Of all its processes, up to now."""
-        ticks = 0
-        for pid in self._pids():
+    def cpu(self) -> list[float]:
+        """Seconds of each worker, up to now."""
+        found = []
+        for pid in self._workers():
             # utime and stime; the name before them may hold anything but the last bracket
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+            found.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        return found
+
+    async def redis_cpu(self) -> float:
+        """Seconds of its Redis, up to now; 0 without one."""
+        if self._redis is None:
+            return 0.0
+        async with coredis.Redis.from_url(self._redis) as redis:
+            said: Any = await redis.info("cpu")
+        return float(said["used_cpu_user"]) + float(said["used_cpu_sys"])
 
     def memory(self) -> int:
-        """Bytes that all its processes hold."""
-        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._pids())
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        """Bytes that all workers hold."""
+        sizes = [Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in self._workers()]
+        return sum(map(int, sizes)) * os.sysconf("SC_PAGE_SIZE")
 
-    def _pids(self) -> list[int]:
+    def _workers(self) -> list[int]:
+        """Their pids: of the children, or, if there are none, of the one process."""
         own = self._process.pid
         # A child is its thread's, and processes are started in threads that may be gone.
         children = []
@@ -173,7 +184,32 @@ class BrokerProcess:
                 pid, _, rest = path.read_text().partition(" ")
                 if rest.rpartition(")")[2].split()[1] == str(own):
                     children.append(int(pid))
-        return [own, *children]
+        return children or [own]
+
+
+class Stretch:
+    """What is measured between `begin` and `end`."""
+
+    def __init__(
+        self, name: str, broker: BrokerProcess, cpu: list[float], redis_cpu: float
+    ) -> None:
+        self._name = name
+        self._broker = broker
+        self._cpu = cpu
+        self._redis_cpu = redis_cpu
+        self._began = time.perf_counter()
+
+    @classmethod
+    async def begin(cls, name: str, broker: BrokerProcess) -> Stretch:
+        redis_cpu = await broker.redis_cpu()
+        return cls(name, broker, broker.cpu(), redis_cpu)
+
+    async def end(self, count: int) -> Rate:
+        """So many were done."""
+        seconds, cpu = time.perf_counter() - self._began, self._broker.cpu()
+        each = tuple(after - before for before, after in zip(self._cpu, cpu, strict=True))
+        redis_cpu = await self._broker.redis_cpu() - self._redis_cpu
+        return Rate(self._name, count, seconds, each, redis_cpu)
 
 
 @asynccontextmanager
@@ -191,7 +227,7 @@ async def open_broker_process(kind: Kind) -> AsyncIterator[BrokerProcess]:
             if not chunk:
                 raise SystemExit("the broker did not start")
             said += chunk
-        yield BrokerProcess(process, said.decode().split()[-1])
+        yield BrokerProcess(process, said.decode().split()[-1], kind.redis)
     finally:
         process.terminate()
         with trio.CancelScope(shield=True):
@@ -206,12 +242,11 @@ async def rate(
     count: int,
 ) -> Rate:
     """Have each of *peers* do its *count* of something."""
-    began, cpu_began = time.perf_counter(), broker.cpu_seconds()
+    measured = await Stretch.begin(name, broker)
     async with trio.open_nursery() as nursery:
         for number in range(len(peers)):
             nursery.start_soon(act, number, peers)
-    seconds, cpu_seconds = time.perf_counter() - began, broker.cpu_seconds() - cpu_began
-    return Rate(name, count * len(peers), seconds, cpu_seconds)
+    return await measured.end(count * len(peers))
 
 
 async def wait_until_ready(number: int, channel: Channel) -> None:
@@ -248,6 +283,15 @@ async def exchange_signals(number: int, peers: list[Channel]) -> None:
             await channel.receive()
 
 
+ROWS: Mapping[str, Callable[[Rate], float]] = {
+    "{} a second": lambda rate: rate.count / rate.seconds,
+    "{}, CPU, \u00b5s": lambda rate: sum(rate.cpu) / rate.count * 1e6,
+    "{}, busiest worker, %": lambda rate: max(rate.cpu) / sum(rate.cpu) * 100,
+    "{} a second, a core each": lambda rate: rate.count / max(rate.cpu),
+    "{}, Redis's CPU, \u00b5s": lambda rate: rate.redis_cpu / rate.count * 1e6,
+}
+
+
 def report(peers: int, found: dict[Kind, list[Figures]]) -> None:
     """A column for each kind; in brackets the part of what the first does."""
     rounds = len(next(iter(found.values())))
@@ -259,15 +303,14 @@ def report(peers: int, found: dict[Kind, list[Figures]]) -> None:
     for figures in found.values():
         for index, each in enumerate(figures[0].rates):
             rates = [every.rates[index] for every in figures]
-            name = f"{each.name} a second"
-            rows.setdefault(name, []).append(median(one.count / one.seconds for one in rates))
-            name = f"{each.name}, \u00b5s of the broker's CPU"
-            costs = (one.cpu_seconds / one.count * 1e6 for one in rates)
-            rows.setdefault(name, []).append(median(costs))
+            for name, value in ROWS.items():
+                row = rows.setdefault(name.format(each.name), [])
+                row.append(median(value(one) for one in rates))
         memory = median(every.memory for every in figures) / 1024
         rows.setdefault("memory of an idle connection, KiB", []).append(memory)
     for name, values in rows.items():
-        table.add_row(name, *(f"{each:,.0f} ({each / values[0]:.2f})" for each in values))
+        parts = (f" ({each / values[0]:.2f})" if values[0] else "" for each in values)
+        table.add_row(name, *(f"{each:,.0f}{next(parts)}" for each in values))
     Console().print(table)
 
 
