@@ -413,6 +413,10 @@ def test_what_an_old_client_says_goes_to_the_root_if_nobody_answers() -> None:
     house.says(joiner, candidate(2))
     expected = [(root, candidate(rank).with_origin(joiner.identifier)) for rank in (1, 2)]
     assert sent(house.wait(2)) == expected
+    house.says(joiner, candidate(3))
+    house.leaves(joiner)
+    told = sent(house.wait(20))
+    assert not any(isinstance(said, SignalFrame) for _, said in told)
 
 
 def test_what_old_clients_say_after_their_offers_is_kept_up_to_a_limit() -> None:
@@ -687,6 +691,7 @@ class AnyHistory(RuleBasedStateMachine):
             *switchboard._rests.values(),
         ]
         assert switchboard._held_size == sum(each.size for each in kept)
+        assert {each.sender for each in kept} <= set(self.prospects)
 
     def teardown(self) -> None:
         # After quiet nothing is left of those who are gone.
