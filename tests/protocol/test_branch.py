@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from trio_overlay.protocol.branch import (
     ADMIT,
@@ -229,10 +229,16 @@ ORIGINS = st.sampled_from([f"{n:02x}" for n in range(0, 256, 16)])
 class BranchMachine(RuleBasedStateMachine):
     """Any order of events keeps the invariants, and the kept size is what the frames add up to."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch: Branch[int] = Branch(7, 3)
-        self.admitted: set[str] = set()
+    branch: Branch[int]
+
+    @initialize(max_degree=st.integers(1, 3))
+    def begin(self, max_degree: int) -> None:
+        self.branch = Branch(7, max_degree)
+
+    @rule(origins=st.lists(ORIGINS, min_size=2, max_size=6, unique=True))
+    def several_offer_at_once(self, origins: list[str]) -> None:
+        for origin in origins:
+            self.take(origin, is_offer=True, size=1)
 
     @rule(origin=ORIGINS, is_offer=st.booleans(), size=st.integers(0, 100))
     def take(self, origin: str, is_offer: bool, size: int) -> None:
@@ -288,9 +294,12 @@ class BranchMachine(RuleBasedStateMachine):
     def forget(self, origin: str) -> None:
         self.branch.forget(origin)
 
-    @rule()
-    def retire(self) -> None:
+    @rule(data=st.data(), ends=st.lists(st.booleans(), max_size=3))
+    def retire(self, data: st.DataObject, ends: list[bool]) -> None:
+        """What a leaver lives through: nobody comes any more, and who is on the way in goes on."""
         self.branch.retire()
+        for works in ends:
+            self.applicant_ends(data, works)
 
     @rule()
     def close_and_open(self) -> None:
