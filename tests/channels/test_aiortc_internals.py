@@ -8,7 +8,7 @@ import aioice.ice
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 
-from trio_overlay.channels.aiortc_internals import _ice_connections
+from trio_overlay.channels.aiortc_internals import _ice_connections, last_confirmed
 from trio_overlay.channels.bridge import open_bridge
 
 pytestmark = pytest.mark.webrtc
@@ -21,6 +21,7 @@ async def test_the_names_are_there() -> None:
             connection.createDataChannel("")
             [ice] = _ice_connections(connection)
             assert isinstance(ice, aioice.Connection)
+            assert last_confirmed(connection) > 0
             await connection.setLocalDescription()
             assert ice._protocols
             for protocol in ice._protocols:

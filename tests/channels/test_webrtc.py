@@ -423,6 +423,37 @@ async def test_frame_is_sent_though_its_reader_hangs_up_before_send_returns(
                 await a.send("to nobody")
 
 
+@pytest.mark.parametrize("forever", [False, True])
+async def test_closing_channel_waits_while_frames_arrive_but_not_for_ever(
+    forever: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webrtc, "LINGER", 0.01)
+    monkeypatch.setattr(webrtc, "MAX_LINGER", 0.1 if forever else PATIENCE)
+    looks = 0
+
+    def confirmed() -> int:
+        nonlocal looks
+        looks += 1
+        return looks if forever else min(looks, 7)
+
+    with trio.fail_after(PATIENCE):
+        async with open_pair() as (a, b):
+            silence(b)
+            monkeypatch.setattr(a._driver, "confirmed", confirmed)
+            await a.aclose()
+            assert looks > 0 if forever else looks == 8
+
+
+async def test_what_has_arrived_is_confirmed() -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_pair() as (a, b):
+            before = a._driver.confirmed()
+            await a.send("frame")
+            assert await b.receive() == "frame"
+            while a._driver.confirmed() == before:  # noqa: ASYNC110 - aiortc has no event for it
+                await trio.sleep(0.01)
+
+
 async def test_dead_remote_breaks_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     ask_for_life(monkeypatch)
     with trio.fail_after(PATIENCE):

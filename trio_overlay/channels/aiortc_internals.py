@@ -50,6 +50,12 @@ async def finish_connecting(peer_connection: RTCPeerConnection) -> None:
         await connection.close()
 
 
+def last_confirmed(peer_connection: RTCPeerConnection) -> int:
+    """The number up to which the remote has confirmed our packets of data; 0 without any."""
+    sctp = peer_connection.sctp
+    return 0 if sctp is None else sctp._last_sacked_tsn
+
+
 def abort_sockets(peer_connection: RTCPeerConnection) -> None:
     """Close the sockets of a connection whose `close` does not return."""
     for connection in _ice_connections(peer_connection):

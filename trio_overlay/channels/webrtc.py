@@ -48,7 +48,11 @@ MAX_CANDIDATES: Final = 48
 """How many of them aiortc is given: each costs checks, sent to wherever the stranger said."""
 
 LINGER: Final = 2.0
-"""Seconds a closing channel waits for its last frames to arrive."""
+"""Seconds a closing channel waits for more of its last frames to arrive."""
+
+MAX_LINGER: Final = 10.0
+"""Seconds it waits in all: over a slow network a full buffer takes its time, but the other end may
+also be one that confirms a byte now and then to hold us up."""
 
 GREETING_TIMEOUT: Final = 0.2
 """Seconds that an initiator which closes before it has heard anything waits for the acceptor to say
@@ -75,7 +79,8 @@ async def open_webrtc_peer(
     """One end of a WebRTC connection, as `Network.open_peer` says.
 
     Leaving the block closes the channel, politely unless cancelled, and then everything else;
-    that takes at most `LINGER` and a second or two with a remote that no longer answers.
+    that takes at most `LINGER` and a second or two with a remote that no longer answers, and
+    `MAX_LINGER` with one that is slow.
     """
     async with open_bridge(bridge) as the_bridge:
         peer = WebRTCPeer(the_bridge, initiator=initiator, ice_servers=ice_servers)
@@ -290,12 +295,20 @@ class WebRTCChannel(Channel):
                     self._bridge.post(self._say_farewell, reason)
         elif self._end is _End.BROKEN:
             self._end = _End.LOCAL  # what is called on it now is the caller's mistake
-        with trio.move_on_after(LINGER):
-            await self._is_gone.wait()
+        with trio.move_on_after(MAX_LINGER):
+            await self._linger()
         self._bridge.post(self._driver.shut_soon)
         await trio.lowlevel.checkpoint()
 
     # --- Trio's side ---
+
+    async def _linger(self) -> None:
+        """Wait until all has arrived, or no more of it does."""
+        before = -1
+        while not self._is_gone.is_set() and (confirmed := self._driver.confirmed()) != before:
+            before = confirmed
+            with trio.move_on_after(LINGER):
+                await self._is_gone.wait()
 
     def _has_room(self) -> bool:
         if self._credit is not None and not self._credit.may_send:
@@ -464,6 +477,11 @@ class _Driver:
     def shut_soon(self) -> None:
         if self._shutting is None:
             self._shutting = self._bridge.loop.create_task(self._shut())
+
+    def confirmed(self) -> int:
+        """A number that changes when the other end confirms that something has arrived."""
+        assert self._aiortc is not None
+        return aiortc_internals.last_confirmed(self._aiortc)
 
     def is_cut_off(self) -> bool:
         """Whether ICE has given the other end up: it is dead, or the network to it is.
