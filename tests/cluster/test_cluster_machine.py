@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,6 +29,7 @@ from hypothesis.stateful import (
 
 from tests.cluster.wanderers import Crowd, Letter, Wanderer, watch_holders
 from tests.cluster.world import LEASE, Door, Server, World, open_world
+from tests.profiles import how_long
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.testing.determinism import SteppedRun, run_virtual
 from trio_overlay.testing.faults import Latency
@@ -420,17 +420,8 @@ class ClusterMachine(RuleBasedStateMachine):
             self.do(0.0, lambda _: None)
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=60 if is_long else 30,
-        max_examples=profile.max_examples // 5 if is_long else 12,
-    )
-
-
 TestThreeServers = ClusterMachine.TestCase
-TestThreeServers.settings = how_long()
+TestThreeServers.settings = how_long(12, 30, one_in=5)
 
 
 def test_a_holder_that_stops_too_late_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,7 @@ arc with the same arcs, and nothing else.
 
 from __future__ import annotations
 
-from hypothesis import settings
-
+from tests.profiles import how_long
 from trio_overlay.testing.neighbours import NeighboursMachine
 
 BOUNDED = 15
@@ -24,16 +23,7 @@ class Peaceful(NeighboursMachine):
     has_faults = False
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=60 if is_long else 30,
-        max_examples=profile.max_examples if is_long else BOUNDED,
-    )
-
-
 TestNeighbours = Troubled.TestCase
-TestNeighbours.settings = how_long()
+TestNeighbours.settings = how_long(BOUNDED, 30)
 TestPeacefulNeighbours = Peaceful.TestCase
-TestPeacefulNeighbours.settings = how_long()
+TestPeacefulNeighbours.settings = how_long(BOUNDED, 30)

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 
+from tests.profiles import how_long
 from trio_overlay.nodes.peer import Peer
 from trio_overlay.protocol.broker_registrations import Registrations
 from trio_overlay.testing.broker import BrokerMachine
@@ -28,19 +28,10 @@ class Peaceful(BrokerMachine):
     has_faults = False
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=60 if is_long else 30,
-        max_examples=profile.max_examples if is_long else BOUNDED,
-    )
-
-
 TestPeers = Troubled.TestCase
-TestPeers.settings = how_long()
+TestPeers.settings = how_long(BOUNDED, 30)
 TestPeacefulPeers = Peaceful.TestCase
-TestPeacefulPeers.settings = how_long()
+TestPeacefulPeers.settings = how_long(BOUNDED, 30)
 
 STORY = """\
 seed=7

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 
+from tests.profiles import how_long
 from trio_overlay.protocol.relay_peer import RelayPeer
 from trio_overlay.testing.relay import RelayMachine
 from trio_overlay.testing.relay_world import RelayWorld
@@ -27,19 +27,10 @@ class Peaceful(RelayMachine):
     has_faults = False
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=40 if is_long else 15,
-        max_examples=profile.max_examples if is_long else BOUNDED,
-    )
-
-
 TestRelays = Troubled.TestCase
-TestRelays.settings = how_long()
+TestRelays.settings = how_long(BOUNDED, 15, long_steps=40)
 TestPeacefulRelays = Peaceful.TestCase
-TestPeacefulRelays.settings = how_long()
+TestPeacefulRelays.settings = how_long(BOUNDED, 15, long_steps=40)
 
 TALK = """
 seed=5

@@ -6,8 +6,7 @@ books, nobody is left alone, and while nothing goes wrong all are one network.
 
 from __future__ import annotations
 
-from hypothesis import settings
-
+from tests.profiles import how_long
 from trio_overlay.testing.sampling import SamplingMachine
 
 BOUNDED = 4
@@ -31,18 +30,9 @@ class Harmless(Peaceful):
     leave = crash = withdraw = think_better = None  # type: ignore[assignment]  # no rules here
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=60 if is_long else 12,
-        max_examples=profile.max_examples if is_long else BOUNDED,
-    )
-
-
 TestSampling = Troubled.TestCase
-TestSampling.settings = how_long()
+TestSampling.settings = how_long(BOUNDED, 12)
 TestPeacefulSampling = Peaceful.TestCase
-TestPeacefulSampling.settings = how_long()
+TestPeacefulSampling.settings = how_long(BOUNDED, 12)
 TestHarmlessSampling = Harmless.TestCase
-TestHarmlessSampling.settings = how_long()
+TestHarmlessSampling.settings = how_long(BOUNDED, 12)

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
-
+from tests.profiles import how_long
 from trio_overlay.testing.tree import TreeMachine
 
 BOUNDED = 12
@@ -23,16 +22,7 @@ class Peaceful(TreeMachine):
     has_faults = False
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=60 if is_long else 30,
-        max_examples=profile.max_examples if is_long else BOUNDED,
-    )
-
-
 TestTree = Troubled.TestCase
-TestTree.settings = how_long()
+TestTree.settings = how_long(BOUNDED, 30)
 TestPeacefulTree = Peaceful.TestCase
-TestPeacefulTree.settings = how_long()
+TestPeacefulTree.settings = how_long(BOUNDED, 30)

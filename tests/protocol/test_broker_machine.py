@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.profiles import how_long
 from trio_overlay.protocol.broker import ID_TAKEN, UNAVAILABLE, PeerSignal
 from trio_overlay.protocol.broker_registrations import (
     BrokerLimits,
@@ -316,16 +316,7 @@ class ThreeBrokersMachine(BrokersMachine):
     count_brokers = 3
 
 
-def how_long() -> settings:
-    profile = settings()
-    is_long = profile.max_examples > 1_000
-    return settings(
-        stateful_step_count=80 if is_long else 40,
-        max_examples=profile.max_examples if is_long else 60,
-    )
-
-
 TestOneBroker = BrokersMachine.TestCase
-TestOneBroker.settings = how_long()
+TestOneBroker.settings = how_long(60, 40, long_steps=80)
 TestThreeBrokers = ThreeBrokersMachine.TestCase
-TestThreeBrokers.settings = how_long()
+TestThreeBrokers.settings = how_long(60, 40, long_steps=80)
