@@ -344,7 +344,7 @@ async def test_what_is_wrong_with_a_letter_is_said_at_once_or_after_six_seconds(
         with pytest.raises(PeerNotFound, match="no node of the tree has the id nobody"):
             await node.send_to("nobody", 1)
         assert 6 <= trio.current_time() - started_at < 8
-        assert not node._casts._letters
+        assert len(node._casts.outboxes) == 0
 
 
 @virtual_test

@@ -338,7 +338,7 @@ class TreeNode(TreeMessages):
             if not self._left.is_set():
                 with trio.move_on_after(self.leave_timeout):
                     await self._leaving.hand_over()
-                    await self._casts.settle(lambda: self._is_root or self._is_child)
+                    await self._casts.outboxes.settle(lambda: self._is_root or self._is_child)
         finally:
             self.close()
             with trio.CancelScope(shield=True):
@@ -374,7 +374,7 @@ class TreeNode(TreeMessages):
     def _give_up(self) -> None:
         """This node is in no tree any more, and looks for no way into one."""
         self._is_root = self._is_child = False
-        self._casts.note_no_way()
+        self._casts.outboxes.note_no_way()
 
     def _check_free(self) -> None:
         if self._left.is_set() or self._nursery.cancel_scope.cancel_called:

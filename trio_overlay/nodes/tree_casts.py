@@ -1,7 +1,7 @@
 """How one node passes on what goes further than a neighbour: broadcasts, and letters to one node.
 
 What is decided is decided in protocol/casting.py, and docs/tree.md argues it; here is what lives
-in time: links, queues and credit, the root's pen, and what is sent again.
+in time: links, queues and credit, and the root's pen. What is sent again is in tree_outboxes.py.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import (
-    DeliveryFailed,
     MalformedFrame,
     MessageTooLarge,
-    PeerNotFound,
     UsageError,
 )
 from trio_overlay.nodes.streams import Stream
@@ -34,6 +31,7 @@ from trio_overlay.nodes.tree_cast_links import (
     cost_of,
 )
 from trio_overlay.nodes.tree_channel import MIN_COST, TreeChannel
+from trio_overlay.nodes.tree_outboxes import Outboxes
 from trio_overlay.protocol.cast_frames import (
     Answers,
     Ask,
@@ -60,9 +58,7 @@ from trio_overlay.protocol.casting import (
     Inbox,
     Kept,
     Log,
-    Outbox,
     RoutingTable,
-    Unsettled,
 )
 from trio_overlay.protocol.json import JSON, MAX_DEPTH, decode_json, encode_json
 
@@ -74,9 +70,6 @@ ROUTES_INTERVAL = 0.25
 HURRY_TIME = 1.0
 """Seconds for which a node that was told to hurry does not wait for its children."""
 PING_INTERVAL = 30.0
-RESEND_DELAY, MAX_RESEND_DELAY = 3.0, 30.0
-UNKNOWN_GRACE = 6.0
-"""Seconds for which nobody must know an id until it is given up: a rejoin takes up to five."""
 
 COUNTED = (Cast, Entry, Past, PastEnd, Letter, Receipt, Unknown, Ask, Answers)
 """What needs credit; all else is small, and there is little of it."""
@@ -92,27 +85,6 @@ class CastMessage:
     is_broadcast: bool
 
 
-@dataclass(eq=False)
-class _Box:
-    """What was sent to one target, or to all, and is not settled."""
-
-    outbox: Outbox = field(default_factory=Outbox)
-    queued: set[int] = field(default_factory=set)
-    """What of it still waits in this node for its way: no need to send it again."""
-    waiting: dict[int, trio.Event] = field(default_factory=dict)
-    sending: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
-    has_room: trio.Event = field(default_factory=trio.Event)
-    due_at: float = float("inf")
-    delay: float = RESEND_DELAY
-    unknown_since: float | None = None
-    failure: str | None = None
-    users: int = 0
-
-    def note_room(self) -> None:
-        self.has_room.set()
-        self.has_room = trio.Event()
-
-
 class Casts:
     """One node's; it belongs to the node, and lives in its nursery."""
 
@@ -123,6 +95,7 @@ class Casts:
         self.routes = RoutingTable(node_id, max(1000, MAX_ROUTES // max_degree))
         self.above: CastLink | None = None
         self.below: dict[str, CastLink] = {}
+        self.outboxes = Outboxes(node_id, to_root=self.push_up, to_target=self._route)
         self.is_top = False
         """Whether this node has the pen: a root, or one below a node of the old protocol."""
         self.count_missed = 0
@@ -137,11 +110,7 @@ class Casts:
         self._nursery: trio.Nursery
         self._log = Log(limits.max_lag)
         self._inbox = Inbox()
-        self._sequence = 0
         self._count_logs = 0
-        self._to_all = _Box()
-        self._letters: dict[str, _Box] = {}
-        self._resend_sooner = trio.Event()
         self._up: deque[Outgoing] = deque()
         self._up_size = 0
         self._up_came = trio.Event()
@@ -166,7 +135,7 @@ class Casts:
         """Live in *nursery*, the node's, until it is cancelled."""
         self._nursery = nursery
         nursery.start_soon(self._write_the_log)
-        nursery.start_soon(self._keep_sending)
+        nursery.start_soon(self.outboxes.keep_sending)
         nursery.start_soon(self._keep_reporting)
 
     # --- what the application asks for ----------------------------------------------------
@@ -201,57 +170,15 @@ class Casts:
             await trio.lowlevel.checkpoint()
             while self._held_bytes >= CAST_WINDOW:
                 await self._held_less.wait()
-            self._accept(Entry(None, 0, self._id, self._next_sequence(), data))
-            return
-        box = self._to_all
-        async with box.sending:
-            await self._wait_for_room(box)
-            unsettled = box.outbox.put(self._next_sequence(), data, size)
-            self._send_to_all(unsettled)
-            self._expect_answer(box)
+            self._accept(Entry(None, 0, self._id, self.outboxes.next_sequence(), data))
+        else:
+            await self.outboxes.broadcast(data, size)
 
     async def send_to(self, target: str, data: JSON, timeout: float) -> None:
         size = self._check(data)
         if target == self._id:
             raise UsageError("a node sends no messages to itself")
-        box = self._letters.setdefault(target, _Box())
-        box.users += 1
-        sequence = 0
-        arrived = trio.Event()
-        try:
-            with trio.move_on_after(timeout):
-                async with box.sending:
-                    await self._wait_for_room(box)
-                    sequence = self._next_sequence()
-                    unsettled = box.outbox.put(sequence, data, size)
-                    box.waiting[sequence] = arrived
-                    self._send_letter(target, unsettled)
-                    self._expect_answer(box)
-                await arrived.wait()
-            if arrived.is_set() and sequence not in box.outbox:
-                return
-            if box.failure is not None:
-                raise PeerNotFound(box.failure)
-            raise DeliveryFailed(f"{target} did not confirm a message within {timeout:g} s")
-        finally:
-            box.waiting.pop(sequence, None)
-            box.outbox.give_up(sequence)
-            box.note_room()
-            box.users -= 1
-            if not box.users:
-                del self._letters[target]
-
-    async def settle(self, has_way: Callable[[], bool]) -> None:
-        """Wait until all that was broadcast to all from here has come to the root.
-
-        Not if this node *has* no *way* there, and looks for none; `note_no_way` says when.
-        """
-        while self._to_all.outbox and has_way():
-            await self._to_all.has_room.wait()
-
-    def note_no_way(self) -> None:
-        """The node is in no tree, and looks for no way into one."""
-        self._to_all.note_room()  # whoever waits for it looks again
+        await self.outboxes.send_to(target, data, size, timeout)
 
     # --- what the node tells --------------------------------------------------------------
 
@@ -276,7 +203,7 @@ class Casts:
         if path != self._path:
             self._path = path
             if path:
-                self._send_soon()
+                self.outboxes.send_soon()
             self._update_held()
 
     def take_child(self, channel: TreeChannel) -> None:
@@ -431,7 +358,7 @@ class Casts:
             receipt = Receipt(self._id, cast.origin, cast.sequence, is_for_all=True)
             self._route(receipt, MIN_COST, None)
         elif cast.origin == self._id and verdict != "early":
-            self._settle(self._to_all, cast.sequence)
+            self.outboxes.settle_broadcasts(cast.sequence)
 
     def _hear(self, entry: Entry) -> None:
         """An entry came from the parent."""
@@ -444,7 +371,7 @@ class Casts:
                 self._past_from = None  # nobody needs more of the log before
                 self._reconsider()
             if entry.origin == self._id:
-                self._settle(self._to_all, entry.sequence)
+                self.outboxes.settle_broadcasts(entry.sequence)
         if self._inbox.judge(kind, entry.origin, entry.sequence) == "new":
             self._accept(entry)
 
@@ -664,13 +591,11 @@ class Casts:
             case Letter():
                 self._take_letter(frame, size)
             case Receipt(_, _, sequence, True):
-                self._settle(self._to_all, sequence)
+                self.outboxes.settle_broadcasts(sequence)
             case Receipt(origin, _, sequence, False):
-                if origin in self._letters:
-                    self._settle(self._letters[origin], sequence)
+                self.outboxes.settle_letters(origin, sequence)
             case Unknown(_, wanted):
-                if wanted in self._letters:
-                    self._note_unknown(wanted, self._letters[wanted])
+                self.outboxes.note_unknown(wanted)
 
     def _take_letter(self, letter: Letter, size: int) -> None:
         if self.stream.is_read and self._unread_letters >= CAST_WINDOW:
@@ -684,99 +609,6 @@ class Casts:
             self.stream.put(CastMessage(letter.origin, letter.data, is_broadcast=False), size)
         receipt = Receipt(self._id, letter.origin, letter.sequence, is_for_all=False)
         self._route(receipt, MIN_COST, None)
-
-    def _note_unknown(self, wanted: str, box: _Box) -> None:
-        now = trio.current_time()
-        if box.unknown_since is None:
-            box.unknown_since = now
-        if now - box.unknown_since >= UNKNOWN_GRACE:
-            box.failure = f"no node of the tree has the id {wanted}"
-            for arrived in box.waiting.values():
-                arrived.set()
-        else:
-            box.due_at = min(box.due_at, now + RESEND_DELAY / 3)
-            self._resend_sooner.set()
-
-    # --- what is sent, and sent again -----------------------------------------------------
-
-    def _send_to_all(self, unsettled: Unsettled) -> None:
-        sequence = unsettled.sequence
-        frame = Cast(self._id, sequence, unsettled.after, unsettled.data)
-        self._to_all.queued.add(sequence)
-        self.push_up(
-            frame,
-            cost_of(encode_cast(frame)),
-            on_leave=partial(self._to_all.queued.discard, sequence),
-        )
-
-    def _send_letter(self, target: str, unsettled: Unsettled) -> None:
-        sequence = unsettled.sequence
-        frame = Letter(self._id, target, sequence, unsettled.after, unsettled.data)
-        queued = self._letters[target].queued
-        queued.add(sequence)
-        self._route(
-            frame, cost_of(encode_cast(frame)), None, on_leave=partial(queued.discard, sequence)
-        )
-
-    async def _wait_for_room(self, box: _Box) -> None:
-        await trio.lowlevel.checkpoint()
-        while box.outbox.size >= CAST_WINDOW:
-            await box.has_room.wait()
-
-    def _expect_answer(self, box: _Box) -> None:
-        if box.due_at == float("inf"):
-            box.delay = RESEND_DELAY
-            box.due_at = trio.current_time() + box.delay
-            self._resend_sooner.set()
-
-    def _settle(self, box: _Box, sequence: int) -> None:
-        """All up to *sequence* has arrived."""
-        if box.outbox.settle(sequence):
-            box.unknown_since = box.failure = None
-            box.note_room()
-            box.delay = RESEND_DELAY
-            box.due_at = trio.current_time() + box.delay if box.outbox else float("inf")
-            for waiting, arrived in box.waiting.items():
-                if waiting <= sequence:
-                    arrived.set()
-
-    def _send_soon(self) -> None:
-        """What was on the way may be lost: the way is another."""
-        for box in self._boxes():
-            if box.outbox:
-                box.delay = RESEND_DELAY
-                box.due_at = trio.current_time()
-        self._resend_sooner.set()
-
-    def _boxes(self) -> list[_Box]:
-        return [self._to_all, *self._letters.values()]
-
-    async def _keep_sending(self) -> None:
-        while True:
-            self._resend_sooner = trio.Event()
-            due_at = min(box.due_at for box in self._boxes())
-            with trio.move_on_at(due_at):
-                await self._resend_sooner.wait()
-            now = trio.current_time()
-            if self._to_all.due_at <= now:
-                self._send_again(self._to_all, self._send_to_all)
-            for target, box in list(self._letters.items()):
-                if box.due_at <= now:
-                    self._send_again(box, partial(self._send_letter, target))
-
-    def _send_again(self, box: _Box, send: Callable[[Unsettled], None]) -> None:
-        box.due_at = float("inf")
-        if not box.outbox:
-            return
-        box.due_at = trio.current_time() + box.delay
-        if not box.queued:
-            box.delay = min(2 * box.delay, MAX_RESEND_DELAY)
-            for unsettled in box.outbox:
-                send(unsettled)
-
-    def _next_sequence(self) -> int:
-        self._sequence += 1
-        return self._sequence
 
     def _check(self, data: JSON) -> int:
         """The size of *data* as JSON.

@@ -225,7 +225,7 @@ class TreeWorld(VirtualWorld):
             assert self._count_terms() > 1 or node.count_missed == 0, (
                 f"{name} has missed {node.count_missed} broadcasts"
             )
-            assert not node._casts._to_all.outbox, f"{name} keeps what it has broadcast"
+            assert node._casts.outboxes.is_settled, f"{name} keeps what it has broadcast"
             below = self._count_below(name)
             assert len(node._casts.routes) == below, (
                 f"{name} knows of {len(node._casts.routes)} nodes below it, of {below}"
