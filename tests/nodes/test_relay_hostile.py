@@ -11,7 +11,8 @@ from trio.testing import MockClock
 from tests.nodes.relays import QUIET, Relays, open_relays, past_events, say, until
 from trio_overlay.channels.channel import Channel
 from trio_overlay.errors import ConnectionFailed
-from trio_overlay.nodes.relay import MAX_SESSIONS, Relay, open_relay
+from trio_overlay.nodes.relay import Relay, open_relay
+from trio_overlay.nodes.relay_sessions import MAX_SESSIONS
 from trio_overlay.nodes.relay_urls import MAX_DIALS_AT_ONCE, UrlGuard, is_public
 from trio_overlay.protocol.json import JSON, encode_json
 from trio_overlay.protocol.relay import (

@@ -1,15 +1,15 @@
 """A relay peer: messages to an id, passed on by whoever is nearer to it.
 
 It does what peer-relay 0.0.2 does, and speaks with it. What it decides is decided in
-protocol/relay_peer.py; here is what lives in time: connections to neighbours, those that are
-coming up, the server that others dial, the bootstrap servers that we dial.
+protocol/relay_peer.py; here is what lives in time: connections to neighbours, the server that
+others dial, the bootstrap servers that we dial. Those that are coming up are in relay_sessions.py.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from trio_overlay.errors import (
 )
 from trio_overlay.nodes.relay_identity import Identity, is_proved, require_cryptography
 from trio_overlay.nodes.relay_link import RelayLink
+from trio_overlay.nodes.relay_sessions import Session, Sessions
 from trio_overlay.nodes.relay_urls import UrlGuard
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.protocol.buckets import random_peer_id
@@ -63,11 +64,8 @@ from trio_overlay.protocol.relay_peer import (
     RelayPeer,
 )
 from trio_overlay.protocol.relay_routing import Policy
-from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal
-from trio_overlay.signaling.handshake import shake_hands
 from trio_overlay.signaling.listening import format_address
 from trio_overlay.signaling.pages import Pages
-from trio_overlay.signaling.roads import PushedRoad
 from trio_overlay.signaling.server import serve_upgrades
 
 logger = logging.getLogger(__name__)
@@ -75,14 +73,10 @@ logger = logging.getLogger(__name__)
 TICK_INTERVAL = 1.0
 FIRST_FRAME_TIMEOUT = 10.0
 """Seconds for the other end of a new WebSocket to say its id."""
-WEBRTC_TIMEOUT = 15.0
-"""Seconds for a WebRTC connection, if there is a URL to be tried after it."""
 SPARE_TIMEOUT = 15.0
 """Seconds after which, of two connections to one peer, we close the newer if it has not."""
 FIRST_RETRY = 1.0
 """Seconds to a receipt before a message is sent again; each next time twice as long."""
-MAX_SESSIONS = 64
-"""WebRTC connections that come up at a time."""
 MAX_SPARES = 16
 MIN_REDIAL_DELAY, MAX_REDIAL_DELAY = 0.5, 30.0
 MAX_CROWDED_REDIAL_DELAY = 300.0
@@ -227,7 +221,7 @@ class Relay:
         """Second connections to a neighbour; the other end is to close one of the two."""
         self._gone: dict[PeerId, trio.Event] = {}
         """Set when the link of that peer has ended."""
-        self._sessions: dict[PeerId, _Session] = {}
+        self._sessions = Sessions(self)
         self._connecting: dict[PeerId, _Outcome] = {}
         self._receipts: dict[str, _Outcome] = {}
         self._lonely = trio.lowlevel.ParkingLot()
@@ -283,8 +277,7 @@ class Relay:
                 del self._connecting[peer]
                 if not outcome.is_known:
                     self._perform(self._mind.withdraw(peer, trio.current_time()))
-                    if peer in self._sessions:
-                        self._sessions[peer].scope.cancel()
+                    self._sessions.cancel(peer)
         raise ConnectionFailed(f"{peer} was not connected within {timeout:g} s")
 
     async def disconnect(self, id: PeerId | bytes) -> None:  # noqa: A002
@@ -480,7 +473,7 @@ class Relay:
     # --- connections that come up ---------------------------------------------------------
 
     async def _live_with_url(
-        self, url: str, expected: PeerId | None = None, session: _Session | None = None
+        self, url: str, expected: PeerId | None = None, session: Session | None = None
     ) -> tuple[PeerId, str | None]:
         """Dial *url*, and be connected until that ends; who was there, and why it ended.
 
@@ -493,7 +486,7 @@ class Relay:
         self,
         channel: Channel,
         expected: PeerId | None = None,
-        session: _Session | None = None,
+        session: Session | None = None,
         *,
         is_incoming: bool = False,
     ) -> tuple[PeerId, str | None]:
@@ -513,7 +506,7 @@ class Relay:
         await self._live_with_link(link, session)
         return peer, link.close_reason
 
-    async def _live_with_link(self, link: RelayLink, session: _Session | None) -> None:
+    async def _live_with_link(self, link: RelayLink, session: Session | None) -> None:
         """Have the other end of *link* for a neighbour, if we take it, until that ends.
 
         *session* is the attempt that it came from; any other to the same peer is needless now.
@@ -524,9 +517,7 @@ class Relay:
         if peer in self._spares or len(self._spares) >= MAX_SPARES:
             return
         admission, actions = self._mind.admit(peer, trio.current_time())
-        pending = self._sessions.pop(peer, None)
-        if pending is not None and pending is not session:
-            pending.scope.cancel()
+        self._sessions.settle(peer, session)
         match admission:
             case "refused":
                 self._perform(actions)
@@ -571,77 +562,12 @@ class Relay:
             self._lonely.unpark_all()
         self._perform(self._mind.lose(peer, trio.current_time(), is_dead=link.is_dead))
 
-    async def _live_with_connection(self, connect: Connect) -> None:
-        """Connect to who has said how, and be connected until that ends."""
-        peer, url = connect.peer, connect.url
-        failure: OutcomeError = ConnectionFailed(f"no transport to {peer}")
-        session = self._sessions[peer]
-        try:
-            with session.scope:
-                if connect.webrtc:
-                    try:
-                        timeout = CONNECT_TIMEOUT if url is None else WEBRTC_TIMEOUT
-                        await self._live_with_session(peer, session, timeout, is_initiator=True)
-                        return
-                    except OutcomeError as error:
-                        failure = error
-                if url is not None and url != self.url:
-                    try:
-                        url = await self._guard.check(url)
-                        await self._live_with_url(url, peer, session)
-                        return
-                    except OutcomeError as error:
-                        failure = error
-            self._fail(peer, session, failure)
-        finally:
-            self._end_session(peer, session)
-
-    async def _answer_connection(self, peer: PeerId) -> None:
-        """Be connected to *peer*, which begins to signal, until that ends."""
-        session = self._sessions[peer]
-        try:
-            with session.scope:
-                try:
-                    await self._live_with_session(
-                        peer, session, CONNECT_TIMEOUT, is_initiator=False
-                    )
-                    return
-                except OutcomeError as error:
-                    logger.info("no WebRTC connection with %s: %s", peer, error)
-            # It may yet dial our URL; if not, the attempt ends when its time is over.
-        finally:
-            self._end_session(peer, session)
-
-    async def _live_with_session(
-        self, peer: PeerId, session: _Session, timeout: float, *, is_initiator: bool
-    ) -> None:
-        async def carry(signal: Signal) -> None:
-            now = trio.current_time()
-            self._perform(self._mind.signal(peer, encode_signal(signal), now))
-            await trio.lowlevel.checkpoint()
-
-        session.road = PushedRoad(carry)
-        for signal in session.early:
-            session.road.deliver(signal)
-        async with self._network.open_peer(initiator=is_initiator) as connection:
-            with trio.move_on_after(timeout) as scope:
-                channel = await shake_hands(connection, session.road)
-            if scope.cancelled_caught:
-                raise ConnectionFailed(f"{peer} was not connected by WebRTC in {timeout:g} s")
-            link = RelayLink(channel, peer, "webrtc", is_incoming=not is_initiator)
-            await self._live_with_link(link, session)
-
-    def _end_session(self, peer: PeerId, session: _Session) -> None:
-        if self._sessions.get(peer) is session:
-            del self._sessions[peer]
-
-    def _fail(self, peer: PeerId, session: _Session, error: OutcomeError) -> None:
-        """The attempt to connect to *peer* came to nothing, unless it has been connected."""
-        if self._sessions.get(peer) is session:
-            self._mind.attempt_failed(peer, trio.current_time())
-            outcome = self._connecting.pop(peer, None)
-            if outcome is not None:
-                outcome.fail(error)
+    def _note_failed(self, peer: PeerId, error: OutcomeError) -> None:
+        """The attempt to connect to *peer* came to nothing."""
+        self._mind.attempt_failed(peer, trio.current_time())
+        outcome = self._connecting.pop(peer, None)
+        if outcome is not None:
+            outcome.fail(error)
 
     # --- what is to be done ---------------------------------------------------------------
 
@@ -658,56 +584,17 @@ class Relay:
                     if receipt in self._receipts:
                         self._receipts[receipt].succeed()
                 case Connect():
-                    self._begin(action.peer, self._live_with_connection, action)
+                    self._sessions.connect(action)
                 case Signalled(peer, signal):
-                    self._take_signal(peer, signal)
+                    self._sessions.take_signal(peer, signal)
                 case Failed(peer, reason):
-                    if peer in self._sessions:
-                        self._sessions[peer].scope.cancel()
+                    self._sessions.cancel(peer)
                     outcome = self._connecting.pop(peer, None)
                     if outcome is not None:
                         outcome.fail(ConnectionFailed(f"{peer}: {reason}"))
                 case Close(neighbour, reason, is_dead):
                     if neighbour in self._links:
                         self._links[neighbour].end(reason, is_dead=is_dead)
-
-    def _begin(
-        self, peer: PeerId, live: Callable[..., object], argument: object
-    ) -> _Session | None:
-        """Start to connect with *peer*, if there is room for that."""
-        if peer in self._sessions or len(self._sessions) >= MAX_SESSIONS:
-            return None
-        session = self._sessions[peer] = _Session()
-        self._nursery.start_soon(live, argument)  # type: ignore[arg-type]
-        return session
-
-    def _take_signal(self, peer: PeerId, value: JSON) -> None:
-        try:
-            signal = decode_signal(value)
-        except MalformedFrame as error:
-            logger.debug("%s signals nonsense: %s", peer, error)
-            return
-        session = self._sessions.get(peer)
-        if session is None:
-            session = self._begin(peer, self._answer_connection, peer)
-        if session is not None:
-            session.deliver(signal)
-
-
-class _Session:
-    """A connection that is coming up, from the first thing done for it."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.road: PushedRoad | None = None
-        self.early: list[Signal] = []
-
-    def deliver(self, signal: Signal) -> None:
-        """The other end says *signal*."""
-        if self.road is not None:
-            self.road.deliver(signal)
-        elif len(self.early) < 10:  # in the moment until its task has begun
-            self.early.append(signal)
 
 
 class _Outcome:
