@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import signal
@@ -92,11 +93,12 @@ class Screen:
     def __init__(self, stream: trio.lowlevel.FdStream) -> None:
         self.shown = ""
         self._stream = stream
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode  # as chunks come
 
     async def wait_for(self, text: str) -> None:
         with trio.fail_after(PATIENCE):
             while text not in self.shown:
-                self.shown += (await self._stream.receive_some()).decode()
+                self.shown += self._decode(await self._stream.receive_some())
 
     async def type(self, keys: str) -> None:
         await self._stream.send_all(keys.encode())

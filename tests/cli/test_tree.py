@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import io
 import signal
@@ -37,6 +38,7 @@ class Program:
     def __init__(self, process: trio.Process) -> None:
         self._process = process
         self._said = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode  # as chunks come
 
     async def wait_for(self, text: str) -> None:
         """Read on until it has said *text*; what came before counts for nothing any more."""
@@ -44,7 +46,7 @@ class Program:
             assert self._process.stdout is not None
             chunk = await self._process.stdout.receive_some()
             assert chunk, f"it ended, and never said {text!r}; at last it said {self._said!r}"
-            self._said += chunk.decode()
+            self._said += self._decode(chunk)
         self._said = self._said.partition(text)[2]
 
     async def read_line(self) -> str:
@@ -52,7 +54,7 @@ class Program:
         said = self._said
         while "\n" not in said:
             assert self._process.stdout is not None
-            said += (await self._process.stdout.receive_some()).decode()
+            said += self._decode(await self._process.stdout.receive_some())
         line, _, self._said = said.partition("\n")
         return line
 
