@@ -39,6 +39,15 @@ class Channel(trio.abc.Channel[Frame]):
         trio.ClosedResourceError: this end was closed.
         """
 
+    def send_nowait(self, value: Frame) -> None:  # noqa: ARG002 - others need it
+        """Hand *value* to the transport, after all that was handed to it before, without waiting.
+
+        A transport that may have to wait for each frame never does that.
+
+        trio.WouldBlock: it cannot be done at once; nothing was sent. Otherwise as `send`.
+        """
+        raise trio.WouldBlock
+
     @abc.abstractmethod
     async def receive(self) -> Frame:
         """The next frame; waits for one. Cancelled, no frame is lost.

@@ -108,11 +108,7 @@ class MemoryChannel(Channel):
         return self._unread_frames
 
     async def send(self, value: Frame) -> None:
-        size = frame_size(value)
-        if size > self.max_frame_size:
-            raise MessageTooLarge(
-                f"a frame of {size} bytes; this channel takes up to {self.max_frame_size}"
-            )
+        size = self._checked_size(value)
         await checkpoint()
         self._check_sendable()
         if not self._senders and self._has_room(size):
@@ -130,6 +126,13 @@ class MemoryChannel(Channel):
         await wait_task_rescheduled(abort)
         if not outgoing.was_sent:
             self._check_sendable()
+
+    def send_nowait(self, value: Frame) -> None:
+        size = self._checked_size(value)
+        self._check_sendable()
+        if self._senders or not self._has_room(size):
+            raise trio.WouldBlock
+        self._transmit(value, size)
 
     async def receive(self) -> Frame:
         if self._is_receiving:
@@ -185,6 +188,14 @@ class MemoryChannel(Channel):
             self._state = "broken"
             self._reason = reason
             self._wake_all()
+
+    def _checked_size(self, value: Frame) -> int:
+        size = frame_size(value)
+        if size > self.max_frame_size:
+            raise MessageTooLarge(
+                f"a frame of {size} bytes; this channel takes up to {self.max_frame_size}"
+            )
+        return size
 
     def _check_sendable(self) -> None:
         if self._state == "closed here":

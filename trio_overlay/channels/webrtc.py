@@ -112,7 +112,7 @@ class WebRTCPeer(PeerConnection):
         self._driver = _Driver(self, bridge, initiator=initiator, ice_servers=ice_servers)
 
     async def next_signal(self) -> Signal:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             if self._to_say:
                 return self._to_say.popleft()
@@ -146,7 +146,7 @@ class WebRTCPeer(PeerConnection):
                 pass
 
     async def connected(self) -> Channel:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             if self.channel is not None:
                 return self.channel
@@ -227,13 +227,7 @@ class WebRTCChannel(Channel):
         return self._reason
 
     async def send(self, value: Frame) -> None:
-        if not isinstance(value, str | bytes):
-            raise TypeError(f"a frame is str or bytes, not {type(value).__name__}")
-        if len(value) > self.max_frame_size or (size := size_of(value)) > self.max_frame_size:
-            raise MessageTooLarge(
-                f"a frame of {len(value)} {'characters' if isinstance(value, str) else 'bytes'}; "
-                f"the other end takes {self.max_frame_size} bytes"
-            )
+        size = self._checked_size(value)
         await trio.lowlevel.checkpoint_if_cancelled()
         has_waited = False
         while self._end is None and not self._has_room():
@@ -242,15 +236,19 @@ class WebRTCChannel(Channel):
         end = self._end
         if end is None:
             # From here on the frame goes whole, so there must be no more chance to be cancelled.
-            self._hand_over(value if self._credit is None else self._credit.outgoing(value), size)
+            self._hand_over_data(value, size)
         if not has_waited:
             # Who has the last frame that it waited for may hang up before we run again. That is
             # no failure of this frame.
             await trio.lowlevel.cancel_shielded_checkpoint()
-        if end is _End.LOCAL:
-            raise trio.ClosedResourceError(self._reason)
-        if end is not None:
-            raise trio.BrokenResourceError(self._reason)
+        self._raise_after(end)
+
+    def send_nowait(self, value: Frame) -> None:
+        size = self._checked_size(value)
+        self._raise_after(self._end)
+        if len(self._writable) or not self._has_room():
+            raise trio.WouldBlock
+        self._hand_over_data(value, size)
 
     async def receive(self) -> Frame:
         if self._is_receiving:
@@ -310,10 +308,30 @@ class WebRTCChannel(Channel):
             with trio.move_on_after(LINGER):
                 await self._is_gone.wait()
 
+    def _checked_size(self, value: Frame) -> int:
+        if not isinstance(value, str | bytes):
+            raise TypeError(f"a frame is str or bytes, not {type(value).__name__}")
+        if len(value) > self.max_frame_size or (size := size_of(value)) > self.max_frame_size:
+            raise MessageTooLarge(
+                f"a frame of {len(value)} {'characters' if isinstance(value, str) else 'bytes'}; "
+                f"the other end takes {self.max_frame_size} bytes"
+            )
+        return size
+
+    def _raise_after(self, end: _End | None) -> None:
+        """Nothing can be sent after the *end*, if that is one."""
+        if end is _End.LOCAL:
+            raise trio.ClosedResourceError(self._reason)
+        if end is not None:
+            raise trio.BrokenResourceError(self._reason)
+
     def _has_room(self) -> bool:
         if self._credit is not None and not self._credit.may_send:
             return False
         return self._handed_over + self._data_channel.bufferedAmount < _SEND_BUFFER
+
+    def _hand_over_data(self, value: Frame, size: int) -> None:
+        self._hand_over(value if self._credit is None else self._credit.outgoing(value), size)
 
     def _hand_over(self, raw: Frame, size: int) -> None:
         self._handed_over += size

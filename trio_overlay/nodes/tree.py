@@ -331,11 +331,11 @@ class TreeNode(TreeMessages):
 
         The children ask this node's parent, over this node, and keep it until they have their new
         parent; children of the old protocol are closed at the end. A root's ask the root that
-        stands by, if there is one. Cancelled, it leaves at once. In any case the node is closed
-        afterwards.
+        stands by, if there is one. Cancelled, or after `close`, it leaves at once. In any case the
+        node is closed afterwards.
         """
         try:
-            if not self._left.is_set():
+            if not self._nursery.cancel_scope.cancel_called:
                 with trio.move_on_after(self.leave_timeout):
                     await self._leaving.hand_over()
                     await self._casts.outboxes.settle(lambda: self._is_root or self._is_child)

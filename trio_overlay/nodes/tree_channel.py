@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -149,9 +150,14 @@ class TreeChannel:
         self._credit_came = trio.Event()
         self._accepting: dict[str, PushedRoad] = {}
         self._sending = trio.StrictFIFOLock()
-        self._posted, self._to_write = trio.open_memory_channel[TreeFrame | None](MAX_POSTED)
+        self._posted: deque[TreeFrame | None] = deque()
+        """What could not be sent at once; a frame stays in it until it is sent."""
         self._standing: Beat | Descend | None = None
         """What stands in the queue as None: where this node stands, the newest word on it."""
+        self._nursery: trio.Nursery | None = None
+        """That of `run`, while it runs."""
+        self._is_writing = False
+        """Whether a task sends what waits: one is only started when something has to wait."""
         self._roads: dict[str, PushedRoad] = {}
         self._carries_messages = False
         self._may_send = trio.Event()
@@ -283,7 +289,13 @@ class TreeChannel:
         Of where we stand only the newest waits to be sent. Requests that there is no room for are
         dropped: neither they nor a restless parent of ours shall cost us a neighbour.
         """
+        if not self.is_open:
+            return
         self._said_at = trio.current_time()
+        if self._posted or not self._write_nowait(frame):
+            self._queue(frame)
+
+    def _queue(self, frame: TreeFrame) -> None:
         waiting: TreeFrame | None = frame
         match frame:
             case Beat() | Descend() if not self.is_parent:
@@ -293,15 +305,14 @@ class TreeChannel:
                     return
                 waiting = None
             case JoinRequest() | RoadRequest() | RoadSignal():
-                if self._posted.statistics().current_buffer_used >= MAX_POSTED_REQUESTS:
+                if len(self._posted) >= MAX_POSTED_REQUESTS:
                     logger.warning("%s reads slowly: a frame of a request is dropped", self)
                     return
-        try:
-            self._posted.send_nowait(waiting)
-        except trio.WouldBlock:
+        if len(self._posted) >= MAX_POSTED:
             self.end("it reads too slowly")
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it has ended meanwhile
+            return
+        self._posted.append(waiting)
+        self._write_if_posted()
 
     async def send_text(self, text: str) -> None:
         """Send a frame whose credit is counted by whoever calls; raises as `Channel.send`."""
@@ -328,16 +339,18 @@ class TreeChannel:
         """Live: read, write, until either end closes or this is cancelled; then close for good."""
         try:
             with self._scope:
-                async with open_background_nursery() as nursery:
-                    nursery.start_soon(self._write_posted)
+                async with open_background_nursery() as self._nursery:
+                    nursery = self._nursery
+                    self._write_if_posted()
                     if HEAL in self.extensions:
                         nursery.start_soon(self._keep_alive)
                     await self._read_frames(nursery)
         finally:
+            self._nursery = None
             self.end("the node left")
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._channel.aclose(self._close_reason or "")
-            self._to_write.close()
+            self._posted.clear()
             self._messages.close()
             self.incoming.close()
             for road in self._roads.values():  # those of `open_channel`, which others run
@@ -441,7 +454,7 @@ class TreeChannel:
     def _carrier(self, name: str) -> Callable[[Signal], Awaitable[None]]:
         async def carry(signal: Signal) -> None:
             self.post(ConnectionSignal(name, encode_signal(signal)))
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
 
         return carry
 
@@ -452,24 +465,51 @@ class TreeChannel:
             raise trio.ClosedResourceError(self._close_reason)
         raise trio.BrokenResourceError(self._close_reason)
 
+    def _write_nowait(self, frame: TreeFrame) -> bool:
+        """Send *frame* if that need not wait; whether it is done with."""
+        try:
+            self._channel.send_nowait(encode_tree(frame))
+        except trio.WouldBlock:
+            return False
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return True  # the reader meets the same, and knows the reason
+        except MessageTooLarge as error:
+            self._does_not_fit(frame, error)
+            return True
+        self._is_written(frame)
+        return True
+
+    def _write_if_posted(self) -> None:
+        if self._posted and not self._is_writing and self._nursery is not None:
+            self._is_writing = True
+            self._nursery.start_soon(self._write_posted)
+
     async def _write_posted(self) -> None:
-        async for posted in self._to_write:
-            frame = posted
+        while self._posted:
+            frame = self._posted[0]
             if frame is None:
                 frame, self._standing = self._standing, None
                 assert frame is not None
             try:
                 await self._channel.send(encode_tree(frame))
-                if isinstance(frame, Beat) and frame.number is None:
-                    self._may_send.set()
+                self._is_written(frame)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # the reader meets the same, and knows the reason
             except MessageTooLarge as error:
-                if isinstance(frame, JoinRequest | Withdraw | RoadRequest | RoadSignal):
-                    # It is a stranger who made it so large; the neighbour can do nothing for it.
-                    logger.info("what a stranger says does not fit %s: %s", self, error)
-                else:
-                    self.end(f"it takes no frames that we need: {error}", error)
+                self._does_not_fit(frame, error)
+            self._posted.popleft()
+        self._is_writing = False
+
+    def _is_written(self, frame: TreeFrame) -> None:
+        if isinstance(frame, Beat) and frame.number is None:
+            self._may_send.set()
+
+    def _does_not_fit(self, frame: TreeFrame, error: MessageTooLarge) -> None:
+        if isinstance(frame, JoinRequest | Withdraw | RoadRequest | RoadSignal):
+            # It is a stranger who made it so large; the neighbour can do nothing for it.
+            logger.info("what a stranger says does not fit %s: %s", self, error)
+        else:
+            self.end(f"it takes no frames that we need: {error}", error)
 
 
 def _newest(waiting: Beat | Descend | None, frame: Beat | Descend) -> Beat | Descend:
@@ -496,6 +536,9 @@ class _LentChannel(Channel):
 
     async def send(self, value: Frame) -> None:
         await self._channel.send(value)
+
+    def send_nowait(self, value: Frame) -> None:
+        self._channel.send_nowait(value)
 
     async def receive(self) -> Frame:
         try:

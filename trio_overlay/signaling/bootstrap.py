@@ -136,6 +136,9 @@ class Connection(Channel):
     async def send(self, value: Frame) -> None:
         await self.channel.send(value)
 
+    def send_nowait(self, value: Frame) -> None:
+        self.channel.send_nowait(value)
+
     async def receive(self) -> Frame:
         return await self.channel.receive()
 

@@ -77,15 +77,14 @@ class VirtualPeer(PeerConnection):
         return self.failure is not None
 
     async def next_signal(self) -> Signal:
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self.failure is not None:
-                raise ConnectionFailed(self.failure)
-            if self._unsent:
-                return self._unsent.popleft()
-            if self._has_said_all:
-                raise trio.EndOfChannel
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._unsent and not self._has_said_all:
             await self._changed.park()
+        if self.failure is not None:
+            raise ConnectionFailed(self.failure)
+        if not self._unsent:
+            raise trio.EndOfChannel
+        return self._unsent.popleft()
 
     def signal_nowait(self, signal: Signal) -> None:
         if self.channel is not None or self.failure is not None or self.host.is_crashed:
@@ -105,7 +104,7 @@ class VirtualPeer(PeerConnection):
             self._hear(signal)
 
     async def connected(self) -> Channel:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         while self.channel is None:
             if self.failure is not None:
                 raise ConnectionFailed(self.failure)
