@@ -396,6 +396,7 @@ class TreeNode(TreeMessages):
         if now.path and not before.path:
             if not self._leaving.has_begun:
                 self._branch.open()
+                self._standby.note_place()
         elif before.path and not now.path:
             self._cut_off()
         self._note_surprise()

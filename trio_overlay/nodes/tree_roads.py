@@ -105,7 +105,7 @@ class Roads:
                 link.post(RoadRequest(name, wish, frame))
             else:
                 link.post(RoadSignal(name, value))
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
 
         road = self._own[link, name] = NeighbourRoad(name, carry)
         try:
@@ -222,6 +222,8 @@ class Roads:
             or not node.path
             or node._leaving.has_begun
         ):
+            if not node.path:
+                node._standby.note_refused(link)
             link.post(RoadEnd(name, "this node can do nothing for anybody"))
         elif sum(source.link is link for source in self._sources.values()) >= MAX_SOURCES_EACH:
             link.post(RoadEnd(name, "too many requests"))
@@ -319,7 +321,7 @@ class Roads:
             nonlocal extensions
             link.post(RoadSignal(name, encode_signal(signal), extensions))
             extensions = frozenset()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
 
         return NeighbourRoad(name, carry)
 

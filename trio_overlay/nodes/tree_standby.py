@@ -40,7 +40,9 @@ INTRODUCTION_DELAY = 2.0
 """Seconds that a parent waits until it introduces a new child: many come and go at once."""
 RETRY_DELAY = 10.0
 """Seconds before a child asks to be introduced again."""
-ASK_AGAIN_DELAY = 0.3
+ASK_AGAIN_DELAY, MAX_ASK_AGAIN_DELAY = 0.3, 5.0
+"""Seconds before an orphan asks its standby again; each time twice as long, unless that says that
+it has a place itself now."""
 HEAD_START = 1.0
 """Seconds that a node asks its standby before it asks the server as well."""
 MAX_HELD = 64
@@ -62,6 +64,10 @@ class Standby:
         """By child, whom it was introduced to last."""
         self._is_about_to_introduce = False
         self._is_searching = False
+        self._may_ask = trio.Event()
+        """Set when a search need not wait any longer before it asks again."""
+        self._refused: set[TreeChannel] = set()
+        """Those that got no place because this node had none itself; they are told when it has."""
         self._asking: set[TreeChannel] = set()
         """Parents that are introducing this node."""
         self._parent_gone = trio.Event()
@@ -186,15 +192,28 @@ class Standby:
                     await held.run()
                 finally:
                     self._held.discard(held)
+                    self._refused.discard(held)
                     self._node._roads.lose(held)
         except OutcomeError as error:
             logger.info("%s did not connect: %s", frame.road, error)
         finally:
             self._accepting -= is_accepting
 
+    def note_refused(self, link: TreeChannel) -> None:
+        """Who asked on *link* got no place here, for this node has none."""
+        if link in self._held:
+            self._refused.add(link)
+
+    def note_place(self) -> None:
+        """This node has a place in the tree again."""
+        for link in self._refused:
+            link.post(StandBy())
+        self._refused.clear()
+
     # --- the parent is gone ---------------------------------------------------------------
 
     def note_orphaned(self) -> None:
+        self._may_ask.set()
         if self.is_there and not self._is_searching:
             self._is_searching = True
             self._node._nursery.start_soon(self._search)
@@ -202,11 +221,13 @@ class Standby:
     async def _search(self) -> None:
         """Ask for a place until there is one, or nobody to ask; the server is asked meanwhile."""
         node = self._node
+        delay = ASK_AGAIN_DELAY
         try:
             while node.parent is None and not node.is_root:
                 link = self._own
                 if link is None or not link.is_open:
                     return
+                self._may_ask = trio.Event()
 
                 def over_standby(
                     more: Mapping[str, JSON], link: TreeChannel = link
@@ -217,7 +238,13 @@ class Standby:
                     await node._way_up.move_to(over_standby)
                 except OutcomeError as error:
                     logger.info("%s got no place over its standby: %s", node.id, error)
-                    await trio.sleep(ASK_AGAIN_DELAY * (0.5 + node._rng.random()))
+                    with trio.move_on_after(delay * (0.5 + node._rng.random())) as waiting:
+                        await self._may_ask.wait()
+                    delay = (
+                        min(2 * delay, MAX_ASK_AGAIN_DELAY)
+                        if waiting.cancelled_caught
+                        else ASK_AGAIN_DELAY
+                    )
         finally:
             self._is_searching = False
 
@@ -237,5 +264,7 @@ class Standby:
         match frame:
             case RoadRequest(wish=Wish.PLACE) | RoadSignal() | RoadEnd():
                 self._node._roads.take(link, frame)
+            case StandBy() if link is self._own:
+                self._may_ask.set()
             case _:
                 pass
