@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.memory import MemoryChannel, memory_channel_pair
-from trio_overlay.testing.faults import Carrier, Conditions, Latency, Rule, conditions_of
+from trio_overlay.testing.faults import Carrier, Conditions, Latency
 from trio_overlay.testing.history import History
 from trio_overlay.testing.timeline import Appointment, Timeline
 
@@ -33,24 +33,30 @@ LONGEST_FRAME_IN_HISTORY = 500
 class Way:
     """From one host to another."""
 
-    def __init__(self, source: str, target: str, rng: random.Random) -> None:
+    def __init__(
+        self,
+        source: str,
+        target: str,
+        rng: random.Random,
+        find: Callable[[str, str, Carrier], Conditions],
+    ) -> None:
         self.source = source
         self.target = target
         self._rng = rng
+        self._find = find
         # Where in a range of latencies this way lies: the same under every rule.
         self._length = rng.random()
         self._conditions: dict[Carrier, Conditions] = {}
 
     def forget_conditions(self) -> None:
-        """The rules have changed."""
+        """The rules for this way have changed."""
         self._conditions.clear()
 
-    def conditions(self, carrier: Carrier, rules: Iterable[Rule], latency: Latency) -> Conditions:
-        """What *rules* make of this way; remembered until `forget_conditions`."""
+    def conditions(self, carrier: Carrier) -> Conditions:
+        """What the rules make of this way; remembered until `forget_conditions`."""
         found = self._conditions.get(carrier)
         if found is None:
-            found = conditions_of(self.source, self.target, carrier, rules, latency)
-            self._conditions[carrier] = found
+            found = self._conditions[carrier] = self._find(self.source, self.target, carrier)
         return found
 
     def draw_delay(self, latency: Latency) -> float:
@@ -70,10 +76,10 @@ class Way:
 class Wire:
     """One direction of a cable: what it carries arrives in order, later, and perhaps never."""
 
-    def __init__(self, way: Way, timeline: Timeline, conditions: Callable[[], Conditions]) -> None:
+    def __init__(self, way: Way, timeline: Timeline, carrier: Carrier) -> None:
         self.way = way
         self._timeline = timeline
-        self._conditions = conditions
+        self._carrier = carrier
         self._under_way: deque[tuple[float, Callable[[], None]]] = deque()
         self._last_arrival_at = 0.0
         self._next: Appointment | None = None
@@ -83,7 +89,7 @@ class Wire:
         """Call *arrival* when what was sent now has got through."""
         if self._is_dead:
             return
-        conditions = self._conditions()
+        conditions = self.way.conditions(self._carrier)
         now = trio.current_time()
         arrives_at = max(now + self.way.draw_delay(conditions.latency), self._last_arrival_at)
         if conditions.frames_per_second is not None:
@@ -95,7 +101,7 @@ class Wire:
 
     def resume(self) -> None:
         """The rules have changed: what was held goes on if the way is free now."""
-        conditions = self._conditions()
+        conditions = self.way.conditions(self._carrier)
         if not conditions.is_cut and self._under_way and self._next is None:
             again_at = trio.current_time() + self.way.draw_delay(conditions.latency)
             self._next = self._timeline.at(max(again_at, self._under_way[0][0]), self._arrive)
@@ -109,7 +115,7 @@ class Wire:
 
     def _arrive(self) -> None:
         self._next = None
-        if self._conditions().is_cut:
+        if self.way.conditions(self._carrier).is_cut:
             return  # held; `resume` sends it on
         now = trio.current_time()
         while self._under_way and self._under_way[0][0] <= now:

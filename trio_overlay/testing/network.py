@@ -27,7 +27,16 @@ from trio_overlay.channels.network import (
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ConfigurationError, ServerRefused, ServerUnreachable, UsageError
 from trio_overlay.testing.cables import Cable, Way, Wire
-from trio_overlay.testing.faults import Action, Carrier, Conditions, Cut, Latency, Rule, Selector
+from trio_overlay.testing.faults import (
+    Action,
+    Carrier,
+    Conditions,
+    Cut,
+    Latency,
+    Rule,
+    Selector,
+    conditions_of,
+)
 from trio_overlay.testing.handshakes import VirtualPeer
 from trio_overlay.testing.history import History
 from trio_overlay.testing.timeline import Timeline
@@ -156,7 +165,7 @@ class VirtualNetwork:
         if rule in self._rules:
             self._rules.remove(rule)
             self.note(f"no more rule: {rule}")
-            self._refresh()
+            self._refresh(rule)
 
     def follow(self, plan: Iterable[tuple[float, float, Rule]]) -> None:
         """Put each rule of *plan* in force when its time comes, and lift it again.
@@ -366,7 +375,7 @@ class VirtualNetwork:
 
     def conditions(self, source: str, target: str, carrier: Carrier) -> Conditions:
         """What the rules make of the way from *source* to *target*."""
-        return self._way(source, target).conditions(carrier, self._rules, self.latency)
+        return self._way(source, target).conditions(carrier)
 
     def _connect(self, caller: VirtualPeer, callee: VirtualPeer) -> None:
         pair = (caller.number, callee.number)
@@ -405,18 +414,17 @@ class VirtualNetwork:
         return cable
 
     def _wire(self, source: str, target: str, carrier: Carrier) -> Wire:
-        return Wire(
-            self._way(source, target),
-            self.timeline,
-            lambda: self.conditions(source, target, carrier),
-        )
+        return Wire(self._way(source, target), self.timeline, carrier)
 
     def _way(self, source: str, target: str) -> Way:
         way = self._ways.get((source, target))
         if way is None:
             rng = random.Random(f"{self.seed}/{source}/{target}")
-            way = self._ways[source, target] = Way(source, target, rng)
+            way = self._ways[source, target] = Way(source, target, rng, self._find_conditions)
         return way
+
+    def _find_conditions(self, source: str, target: str, carrier: Carrier) -> Conditions:
+        return conditions_of(source, target, carrier, self._rules, self.latency)
 
     def _draw_delay(self, source: str, target: str, carrier: Carrier) -> float:
         return self._way(source, target).draw_delay(
@@ -437,13 +445,18 @@ class VirtualNetwork:
     def _put_in_force(self, rule: Rule) -> None:
         self._rules.append(rule)
         self.note(f"rule: {rule}")
-        self._refresh()
+        self._refresh(rule)
 
-    def _refresh(self) -> None:
-        for way in self._ways.values():
-            way.forget_conditions()
+    def _refresh(self, rule: Rule) -> None:
+        """*rule* is in force now, or no longer."""
+        touched = set()
+        for ends, way in self._ways.items():
+            if rule.selector.matches(*ends):
+                way.forget_conditions()
+                touched.add(ends)
         for cable in list(self._cables.values()):
-            self._refresh_cable(cable)
+            if cable.names in touched or cable.names[::-1] in touched:
+                self._refresh_cable(cable)
         for caller, callee in list(self._waiting.values()):
             self._connect(caller, callee)
 

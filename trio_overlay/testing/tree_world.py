@@ -347,10 +347,15 @@ class TreeWorld(VirtualWorld):
     async def recover(self) -> None:
         """Have somebody be the root."""
         while not any(self._is_to_stay(life) and life.has_joined for life in self._root_lives()):
-            if not any(self._is_to_stay(life) for life in self._root_lives()):
+            if not self.has_root:
                 self.begin(LATE_ROOT, BECOMES_ROOT)
             await trio.sleep(1)
             self.check()
+
+    @property
+    def has_root(self) -> bool:
+        """Whether somebody is the root, stands by, or is about to, and nothing ends its life."""
+        return any(self._is_to_stay(life) for life in self._root_lives())
 
     def _root_lives(self) -> list[Life]:
         return [life for life in self.lives.values() if life.verb in (BECOMES_ROOT, TAKES_OVER)]
