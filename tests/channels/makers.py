@@ -48,6 +48,8 @@ class Maker:
     carries_reasons: bool = True
     """What is said to `aclose` is the `close_reason` at the other end."""
     carries_empty_frames: bool = True
+    sends_at_once: bool = True
+    """`send_nowait` sends, when there is room."""
     bulk_size: int = 100_000_000
     """Bytes for the test of backpressure."""
     marks: tuple[pytest.MarkDecorator, ...] = ()
@@ -149,8 +151,8 @@ def webrtc_maker(bridge: BridgeChoice, *, from_acceptor: bool = False) -> Maker:
 
 MAKERS = (
     Maker("memory", memory_pair),
-    Maker("websocket", websocket_pair),
-    Maker("websocket-from-server", websocket_pair_from_server),
+    Maker("websocket", websocket_pair, sends_at_once=False),
+    Maker("websocket-from-server", websocket_pair_from_server, sends_at_once=False),
     webrtc_maker("stepped"),
     webrtc_maker("stepped", from_acceptor=True),
     *([] if sys.version_info >= (3, 14) else [webrtc_maker("trio-asyncio")]),

@@ -381,3 +381,43 @@ async def test_as_an_object_stream_it_raises_the_errors_of_anyio(maker: Maker) -
             await stream.send("too late")
         with pytest.raises(anyio.BrokenResourceError):
             await other.send("too late")
+
+
+async def test_what_is_sent_without_waiting_comes_in_order_or_not_at_all(maker: Maker) -> None:
+    async with opened(maker) as pair:
+        sent: list[Frame] = ["first"]
+        would_block = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.a.send, "first")
+            assert await pair.b.receive() == "first"
+        for number in range(MAX_BUFFERED // 50_000):
+            frame = frame_number(number, 50_000)
+            try:
+                pair.a.send_nowait(frame)
+            except trio.WouldBlock:
+                would_block += 1
+            else:
+                sent.append(frame)
+        assert would_block > 0
+        assert (len(sent) > 1) == maker.sends_at_once
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.a.send, "last")
+            assert [await pair.b.receive() for _ in sent[1:]] == sent[1:]
+            assert await pair.b.receive() == "last"
+
+
+async def test_what_cannot_be_sent_without_waiting_fails_as_in_send(maker: Maker) -> None:
+    def error(kind: type[Exception]) -> type[Exception]:
+        return kind if maker.sends_at_once else trio.WouldBlock
+
+    async with opened(maker) as pair:
+        with pytest.raises(error(MessageTooLarge)):
+            pair.a.send_nowait(bytes(pair.a.max_frame_size + 1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.a.aclose)
+            with pytest.raises(trio.EndOfChannel):
+                await pair.b.receive()
+        with pytest.raises(error(trio.ClosedResourceError)):
+            pair.a.send_nowait("too late")
+        with pytest.raises(error(trio.BrokenResourceError)):
+            pair.b.send_nowait("too late")

@@ -77,6 +77,30 @@ async def test_orphans_are_taken_by_their_grandparent_and_their_heir_without_a_s
         await until(lambda: all(each.path[:1] == (root.id,) for each in others), 6)
 
 
+async def test_who_asks_a_standby_without_a_place_waits_until_that_has_one(
+    autojump_clock: MockClock,
+) -> None:
+    """It asked three times a second, each time with a new peer connection."""
+    async with open_world() as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=1)
+        middle = await enter_child(world, stack, "middle", max_degree=3)
+        heir, other = [await enter_child(world, stack, name, max_degree=3) for name in "ab"]
+        await trio.sleep(6)
+        world.stop_server()
+        world.network.cut("root <-> a", noticed_after=None)
+        world.network.crash("middle", noticed_after=30)
+        middle.close()
+        before = world.network.count_peers["b"]
+        await trio.sleep(7)  # heirs wait longer than that for a sign of life of their standby
+        assert other.path == ()
+        # It asks the server, too, a few times.
+        assert world.network.count_peers["b"] - before <= 10
+        world.network.heal()
+        await until(lambda: heir.path == ids(root, heir), 10)
+        # A handshake's time: it was told, and its own next try is later.
+        await until(lambda: other.path == ids(root, heir, other), 0.5)
+
+
 @virtual_test
 async def test_tree_of_a_hundred_heals_from_single_crashes_without_a_server() -> None:
     """Whoever it is but the root: a child of the root's, a lowest parent, one in between, a leaf.

@@ -173,7 +173,10 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class StandBy:
-    """The parent would introduce the child to somebody to turn to when it is lost. `ROADS`."""
+    """The parent would introduce the child to somebody to turn to when it is lost. `ROADS`.
+
+    On a standby connection: who had no place when it was asked for one has a place now.
+    """
 
 
 @dataclass(frozen=True, slots=True)
