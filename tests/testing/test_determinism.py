@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
@@ -173,6 +174,18 @@ def test_a_stepped_run_goes_on_only_while_called() -> None:
         assert counter.ticks == 1002
         assert not counter.is_left
     assert counter.is_left
+
+
+def test_a_stepped_run_lets_garbage_wait_and_leaves_the_collector_as_it_was() -> None:
+    former = gc.get_threshold()
+    try:
+        for threshold, during in [(700, 50_000), (90_000, 90_000), (0, 0)]:  # 0: it is off
+            gc.set_threshold(threshold, 11, 12)
+            with SteppedRun(open_counter):
+                assert gc.get_threshold() == (during, 11, 12)
+            assert gc.get_threshold() == (threshold, 11, 12)
+    finally:
+        gc.set_threshold(*former)
 
 
 def test_a_stepped_run_raises_what_a_command_raises_and_goes_on() -> None:

@@ -24,7 +24,7 @@ from trio_overlay.errors import (
     OutcomeError,
     UsageError,
 )
-from trio_overlay.nodes.heartbeat import Heartbeat
+from trio_overlay.nodes.heartbeat import Heartbeat, Pulse
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_channel import (
@@ -198,6 +198,7 @@ class TreeNode(TreeMessages):
         self._entering = trio.CancelScope()
         """Around a `join` or `become_root` under way; there is one at a time."""
         self._heartbeat = heartbeat
+        self._pulse = Pulse()
         self._branch: Branch[SignalFrame] = Branch(number, max_degree, place_rule)
         self._branch.close()
         self._ancestry = Ancestry(self.id)
@@ -349,6 +350,7 @@ class TreeNode(TreeMessages):
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._report)
+                self._nursery.start_soon(self._pulse.run)
                 self._start_messages(self._nursery)
                 task_status.started()
                 try:
@@ -647,6 +649,7 @@ class TreeNode(TreeMessages):
             network=self._network,
             rng=self._rng,
             heartbeat=heartbeat or self._heartbeat,
+            pulse=self._pulse,
             messages=self.messages,
             on_frame=on_frame or self._take_frame,
             on_cast=self._casts.take,

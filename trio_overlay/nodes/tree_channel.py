@@ -7,6 +7,7 @@ a callback, and messages and further connections stay here.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +28,7 @@ from trio_overlay.errors import (
     OutcomeError,
     ProtocolError,
 )
-from trio_overlay.nodes.heartbeat import Heartbeat
+from trio_overlay.nodes.heartbeat import Heartbeat, Pulse
 from trio_overlay.nodes.streams import Stream, Substream
 from trio_overlay.protocol.ancestry import Descent, Number
 from trio_overlay.protocol.cast_frames import CastFrame
@@ -75,6 +76,8 @@ MAX_CONNECTIONS = 16
 """Dedicated channels that a neighbour may have opened to us and that nobody has taken yet."""
 CONNECTION_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 2.0
+EARLY = 0.1
+"""How much earlier than it is due a sign of life may be given, as a fraction of the interval."""
 
 
 TreeOnly: TypeAlias = (
@@ -123,6 +126,7 @@ class TreeChannel:
         network: Network,
         rng: random.Random,
         heartbeat: Heartbeat,
+        pulse: Pulse,
         messages: Stream[Message],
         on_frame: Callable[[TreeChannel, TreeOnly], None],
         on_cast: Callable[[TreeChannel, CastFrame, int], None],
@@ -139,6 +143,7 @@ class TreeChannel:
         self._network = network
         self._rng = rng
         self._heartbeat = heartbeat
+        self._pulse = pulse
         self._heard_at = trio.current_time()
         self._said_at = float("-inf")
         self._on_frame = on_frame
@@ -340,11 +345,9 @@ class TreeChannel:
         try:
             with self._scope:
                 async with open_background_nursery() as self._nursery:
-                    nursery = self._nursery
                     self._write_if_posted()
-                    if HEAL in self.extensions:
-                        nursery.start_soon(self._keep_alive)
-                    await self._read_frames(nursery)
+                    with self._pulse.keeping(self._keep_alive):
+                        await self._read_frames(self._nursery)
         finally:
             self._nursery = None
             self.end("the node left")
@@ -356,24 +359,22 @@ class TreeChannel:
             for road in self._roads.values():  # those of `open_channel`, which others run
                 road.fail(ConnectionFailed(f"the channel to {self.id} ended"))
 
-    async def _keep_alive(self) -> None:
-        """Say something now and then, and end when the neighbour does not.
+    def _keep_alive(self) -> float:
+        """Say something now and then, and end when the neighbour does not; when to see to it next.
 
         A parent says more than enough: each number of the root passes through it.
         """
-        while True:
-            now = trio.current_time()
-            if now >= self._heard_at + self._heartbeat.timeout:
-                reason = f"no sign of life for {self._heartbeat.timeout:g} s"
-                self.end(reason, ConnectionFailed(reason))
-            if now >= self._said_at + self._heartbeat.interval:
-                self.post(Beat(self.waits_with))
-            await trio.sleep_until(
-                min(
-                    self._heard_at + self._heartbeat.timeout,
-                    self._said_at + self._heartbeat.interval,
-                )
-            )
+        if HEAL not in self.extensions:
+            return math.inf
+        now = trio.current_time()
+        pace = self._heartbeat
+        if now >= self._heard_at + pace.timeout:
+            reason = f"no sign of life for {pace.timeout:g} s"
+            self.end(reason, ConnectionFailed(reason))
+            return math.inf
+        if now >= self._said_at + (1 - EARLY) * pace.interval:
+            self.post(Beat(self.waits_with))
+        return min(self._heard_at + pace.timeout, self._said_at + pace.interval)
 
     async def _read_frames(self, nursery: trio.Nursery) -> None:
         while True:
