@@ -214,6 +214,30 @@ async def test_nothing_moves_while_the_store_is_away_or_quarantined(autojump_clo
         assert await call(anna, "register", id="anna", resume=SECRET) == "anna"
 
 
+async def test_what_a_store_with_old_data_believes_moves_nothing_that_is_anothers_by_now(
+    autojump_clock: Clock,
+) -> None:
+    async with open_world("a", "b", "c") as world:
+        a, b, c = world.servers
+        anna, eve, anna_again = await a.dial(), await b.dial(), await c.dial()
+        assert await call(anna, "register", id="x", resume=SECRET) == "x"
+        world.store.save()
+        assert await call(anna, "unregister") is None
+        await trio.sleep(0.1)
+        assert await call(eve, "register", id="x") == "x"
+        world.store.freeze(b.cluster.tag)  # it does not hear that there is another store
+        world.store.stop(saves=False)
+        world.store.start(keeps_data=True)
+        await trio.sleep(1)
+        assert c.cluster.is_connected
+        assert world.store.holder("x") is not None, "it believes that anna has it"
+        while b.held:
+            assert await call(anna_again, "register", id="x", resume=SECRET) == UNAVAILABLE
+            await trio.sleep(1.1)
+        await trio.sleep(LEASE)
+        assert await call(anna_again, "register", id="x", resume=SECRET) == "x"
+
+
 # --- the store is away --------------------------------------------------------------------
 
 

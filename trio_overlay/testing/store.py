@@ -70,6 +70,7 @@ class VirtualStore(SharedStore):
         """By id, what is held."""
         self._kept: dict[str, _Kept] = {}
         """By id, for whom alone it is when released: see `Session.claim`."""
+        self._saved: tuple[dict[str, _Kept], dict[str, _Kept]] = {}, {}
 
     async def __aenter__(self) -> Self:
         self._nursery = await self._nursery_manager.__aenter__()
@@ -107,8 +108,17 @@ class VirtualStore(SharedStore):
         kept = self._kept.get(identifier)
         return -math.inf if kept is None else kept.until
 
-    def stop(self) -> None:
-        """The process dies; what was on its way to it is lost. Again: nothing."""
+    def save(self) -> None:
+        """What it holds now is what a process that keeps old data begins with."""
+        self._saved = self._claims.copy(), self._kept.copy()
+
+    def stop(self, *, saves: bool = True) -> None:
+        """The process dies; what was on its way to it is lost. Again: nothing.
+
+        It *saves* its data before, or those of the last `save` are what is left of them.
+        """
+        if saves and self._life:
+            self.save()
         self._life = 0
         self._waiting.clear()
         for session in self._sessions.copy():
@@ -122,7 +132,9 @@ class VirtualStore(SharedStore):
         self._count_lives += 1
         self._life = self._count_lives
         self._is_paused = False
-        if not keeps_data:
+        if keeps_data:
+            self._claims, self._kept = (each.copy() for each in self._saved)
+        else:
             self.empty()
 
     def empty(self) -> None:
