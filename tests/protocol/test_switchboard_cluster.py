@@ -628,7 +628,7 @@ class AnyTown(RuleBasedStateMachine):
     @invariant()
     def what_is_held_is_bounded(self) -> None:
         for board in self.town.boards.values():
-            kept = (*board._held.values(), *board._open.values())
+            kept = (*board._held.values(), *board._open.values(), *board._rests.values())
             assert board._held_size == sum(each.size for each in kept)
             own = [root for root in board._roots if root.server == board.tag]
             assert all(root in self.roots for root in own)
@@ -661,6 +661,7 @@ class AnyTown(RuleBasedStateMachine):
             assert not board._departed
             assert not board._expiring
             assert not board._held
+            assert not board._rests
 
 
 TestAnyTown = AnyTown.TestCase
