@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import trio
@@ -79,9 +80,10 @@ async def test_status_draws_a_tree_of_processes_and_says_it_as_json() -> None:
         assert lines[1].startswith("└── ")
         assert lines[2].startswith("    └── ")
         assert lines[3].startswith("3 nodes, at depth 0: 1, 1: 1, 2: 1; round trips ")
-        done = await ask(server, "--json")
-        said = json.loads(done.stdout)
-        assert said["missing"] == 0
+        said: dict[str, Any] = {"missing": None}
+        while said["missing"] != 0:  # as is one that the machine lets stand still for seconds
+            done = await ask(server, "--json")
+            said = json.loads(done.stdout)
         assert [node["depth"] for node in said["nodes"]] == [0, 1, 2]
         assert [line.strip("└─ ").split()[0] for line in lines[:3]] == [
             node["id"][:6] for node in said["nodes"]
