@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from tests.planted import plant_a_place_too_many
 from trio_overlay.cli import main
 from trio_overlay.cli.fuzz import OVERLAYS, describe
+from trio_overlay.testing.broker_world import BrokerWorld
 from trio_overlay.testing.fuzz import FuzzRun, fuzz, shorten
-from trio_overlay.testing.story import Story
+from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.tree import TreeMachine
 from trio_overlay.testing.tree_world import TreeWorld, replay
 
@@ -97,6 +99,29 @@ def test_shrinking_takes_as_long_as_it_may_and_leaves_no_needless_step(
     story = Story.parse((tmp_path / "tree-fuzz-story.txt").read_text())
     assert story.steps
     assert shorten(story, TreeWorld) == story
+
+
+def test_a_long_story_is_shortened_without_living_through_each_part_of_it_anew() -> None:
+    """Step by step, and from the end again after each needless one, it took many times as long."""
+    count_stories = 0
+
+    class Fragile(BrokerWorld):
+        def __init__(self, settings: Mapping[str, str]) -> None:
+            nonlocal count_stories
+            count_stories += 1
+            super().__init__(settings)
+
+        def perform(self, step: Step) -> None:
+            super().perform(step)
+            assert (step.who, step.verb) != ("n7", "leaves") or "n13" not in self.lives
+
+    joins = [Step(number, f"n{number}", "joins") for number in range(20)]
+    story = Story({"seed": 1}, [*joins, Step(20, "n7", "leaves"), Step(21, "time", "passes")])
+    assert str(shorten(story, Fragile)).splitlines()[1:] == [
+        "n13 joins at 13 s",
+        "n7 leaves at 20 s",
+    ]
+    assert count_stories < 40
 
 
 @pytest.mark.usefixtures("planted")

@@ -138,20 +138,23 @@ def fuzz(
 def shorten(story: Story, open_world: Callable[[Mapping[str, str]], VirtualWorld]) -> Story:
     """*story* without the steps that its failure does not need.
 
-    Steps are taken out one at a time, for as long as what is left fails with the same kinds of
-    errors. Hypothesis has shrunk what its rules were given; here there is less that hangs together.
+    Runs of steps are taken out, half of them at first, then ever fewer, and in the end one at a
+    time until all are needed, for as long as what is left fails with the same kinds of errors.
+    Hypothesis has shrunk what its rules were given; here there is less that hangs together.
     A story that does not fail when it is replayed stays as it is.
     """
     wanted = _failure_of(story, open_world)
-    if wanted is None:
-        return story
-    index = len(story.steps)
-    while index > 0:
-        index -= 1
-        steps = story.steps[:index] + story.steps[index + 1 :]
-        shorter = Story(story.settings, steps)
-        if _failure_of(shorter, open_world) == wanted:
-            story, index = shorter, len(steps)  # from the end again: more may have become needless
+    size = 0 if wanted is None else max(1, len(story.steps) // 2)
+    while size:
+        count = len(story.steps)
+        for start in range(count - size, -size, -size):
+            steps = story.steps[: max(start, 0)] + story.steps[start + size :]
+            shorter = Story(story.settings, steps)
+            if _failure_of(shorter, open_world) == wanted:
+                story = shorter
+        # What was taken out may have made needless what was not.
+        if size > 1 or len(story.steps) == count:
+            size //= 2
     return story
 
 
