@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.planted import plant_a_place_too_many
 from trio_overlay.nodes.tree import TreeNode
 from trio_overlay.protocol.ancestry import Ancestry, Descent
+from trio_overlay.testing.faults import FailHandshakes
 from trio_overlay.testing.history import History
 from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.tree import TreeMachine
@@ -261,6 +263,18 @@ def test_a_root_that_stands_by_takes_over_when_the_root_crashes() -> None:
     paths = see("n1 becomes_root at 0 s; n2 joins at 3 s; root crashes at 6 s; time passes at 30 s")
     assert paths["crashes"]["n1"] == ["root", "n1"]
     assert paths["passes"] == {"n1": ["n1"], "n2": ["n1", "n2"]}
+
+
+@pytest.mark.parametrize("moment", [20, 25, 30])
+def test_who_asks_for_a_standby_when_a_story_ends_does_not_keep_a_road(moment: int) -> None:
+    """It was said to: it asks every ten seconds or so, and roads were counted meanwhile, too."""
+
+    class Apart(TreeWorld):
+        async def open(self, stack: AsyncExitStack) -> None:
+            self.network.apply("n1 <-> n2", FailHandshakes())  # of which n1 is to stand by
+            await super().open(stack)
+
+    replay(f"n1 joins at 0 s; n2 joins at 1 s; time passes at {moment} s", Apart)
 
 
 def test_what_a_root_broadcasts_that_was_replaced_unheard_is_due_to_nobody() -> None:

@@ -341,6 +341,10 @@ class TreeWorld(VirtualWorld):
             and len(self.parents()) == len(self.nodes) - 1
         )
 
+    def is_at_rest(self) -> bool:
+        # Who was not introduced to a standby asks again every ten seconds or so, over a road.
+        return not any(len(node._roads) for node in self.nodes.values())
+
     def _count_roots(self) -> int:
         return sum(node.is_root or node.stands_by for node in self.nodes.values())
 

@@ -41,6 +41,8 @@ FAULTS = frozenset(
 
 QUIET_DELAY = 5.0
 """Seconds in which all that was said in farewell has arrived and was acted upon."""
+REST_TIMEOUT = 10.0
+"""Seconds in which what nodes begin by themselves now and then has ended."""
 
 
 @dataclass(eq=False)
@@ -179,6 +181,13 @@ class VirtualWorld(abc.ABC):
 
     def is_settled(self) -> bool:
         """Whether the overlay has healed; if not, it is waited for, up to `settle_timeout`."""
+        return True
+
+    def is_at_rest(self) -> bool:
+        """Whether nothing is under way that nodes begin by themselves now and then.
+
+        If not, `finish` waits for it before it calls `check_quiet`, up to `REST_TIMEOUT`.
+        """
         return True
 
     @property
@@ -418,6 +427,9 @@ class VirtualWorld(abc.ABC):
         while trio.current_time() < quiet_at + QUIET_DELAY:
             await trio.sleep(1)
             self.check()
+        rests_by = trio.current_time() + REST_TIMEOUT
+        while not self.is_at_rest() and trio.current_time() < rests_by:
+            await trio.sleep(0.1)
         self.check_quiet()
         await self.empty()
 
