@@ -430,6 +430,7 @@ class VirtualWorld(abc.ABC):
         rests_by = trio.current_time() + REST_TIMEOUT
         while not self.is_at_rest() and trio.current_time() < rests_by:
             await trio.sleep(0.1)
+            self.check()
         self.check_quiet()
         await self.empty()
 
