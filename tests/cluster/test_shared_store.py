@@ -23,7 +23,7 @@ from trio_overlay.protocol.cluster import (
     server_channel,
 )
 from trio_overlay.signaling.cluster import open_cluster
-from trio_overlay.signaling.redis_store import RedisStore
+from trio_overlay.signaling.redis_store import RedisStore, _RedisSession
 from trio_overlay.signaling.shared_store import Answer, Session, SharedStore, T, Verdict
 from trio_overlay.testing.store import VirtualStore
 
@@ -315,6 +315,14 @@ async def test_a_redis_that_stands_still_ends_the_session(monkeypatch: pytest.Mo
                 a.look_up("y")
         finally:
             server.resume()
+
+
+async def test_what_is_asked_while_the_connection_closes_is_not_answered() -> None:
+    async with open_redis() as server, sessions(server, A) as (a,):
+        assert isinstance(a, _RedisSession)
+        a._connection._write_buffer_in.close()  # a step of coredis's, before it says so
+        with pytest.raises(ClusterUnavailable, match="gone"):
+            a.look_up("x")
 
 
 async def test_what_is_under_way_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

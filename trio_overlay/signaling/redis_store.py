@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import anyio
 import trio
 from coredis.connection import BaseConnection
 from coredis.exceptions import RedisError
@@ -334,7 +335,8 @@ class _RedisSession(Session):
             raise ClusterUnavailable("Redis is slower than what it is asked")
         try:
             request = self._connection.create_request(command, *words)
-        except RedisError as error:
+        except (RedisError, anyio.ClosedResourceError, anyio.BrokenResourceError) as error:
+            # The latter two while coredis closes a connection, which it still says is usable.
             raise ClusterUnavailable(f"Redis is gone: {error}") from error
         answer = Answer[T]()
 
