@@ -16,6 +16,7 @@ from trio_overlay.errors import ClusterUnavailable, ConfigurationError
 from trio_overlay.protocol.cluster import (
     COMMON_CHANNEL,
     LINKUP_CHANNEL,
+    Farewell,
     Moved,
     PassedOn,
     decode_server_message,
@@ -296,6 +297,22 @@ async def test_what_the_body_raises_leaves_a_session_as_itself(maker: Maker) -> 
     with pytest.raises(ZeroDivisionError):
         async with store_of(maker).connect(A, LEASE):
             raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_server_that_ends_says_so_to_the_others(maker: Maker, is_cancelled: bool) -> None:
+    async with sessions(maker, B) as (b,):
+        with trio.CancelScope() as scope:
+            async with open_cluster(store_of(maker), lease=LEASE) as cluster:
+                with trio.fail_after(PATIENCE):
+                    while not cluster.is_connected:  # noqa: ASYNC110 - it has no event
+                        await trio.sleep(0.01)
+                if is_cancelled:
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+        channel, text = await heard(b)
+        assert channel == COMMON_CHANNEL
+        assert decode_server_message(text) == (cluster.tag, Farewell())
 
 
 # --- what only the real one has -----------------------------------------------------------

@@ -171,11 +171,7 @@ class Cluster:
                 for member in self._members:
                     member.connected_nowait(connection.session, connection.entry)
                 start()
-                try:
-                    await self._read(connection.session)
-                finally:
-                    if self._scope.cancel_called:
-                        await self._say_farewell()
+                await self._read(connection.session)
         finally:
             self._connection = None
             connection.abandon()
@@ -261,4 +257,6 @@ async def open_cluster(
         try:
             yield cluster
         finally:
+            # Before the store's own tasks are cancelled, which are inside this scope.
+            await cluster._say_farewell()
             cluster._scope.cancel()
