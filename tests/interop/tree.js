@@ -18,7 +18,7 @@ const nodes = {}
 function make ({ node: name, maxDegree }) {
   const bootstrap = new Client(opts._[0])
   const node = new Node(bootstrap, { peerOpts: peerOptions(!opts['no-trickle']), maxDegree })
-  nodes[name] = { node, bootstrap }
+  nodes[name] = { node, bootstrap, heard: {} }
   return node
     .on('parent-connect', function () { say('parent-connect', { node: name }) })
     .on('parent-close', function () { say('parent-close', { node: name }) })
@@ -31,13 +31,17 @@ function make ({ node: name, maxDegree }) {
       say('child-error', { node: name, id: child.id, message: String(err) })
     })
     .on('data', function (data, channel, isParent) {
+      nodes[name].heard[channel.id] = channel
       say('data', { node: name, source: isParent ? 'parent' : channel.id, data })
     })
 }
 
 function channel ({ node: name, to }) {
-  const { node } = nodes[name]
-  const found = to === 'parent' ? node.parent : Object.values(node.children).find(c => c.id === to)
+  const { node, heard } = nodes[name]
+  const found = to === 'parent'
+    ? node.parent
+    // What a child says may come before the node has it among its children.
+    : Object.values(node.children).find(c => c.id === to) || heard[to]
   if (!found) throw new Error(name + ' has no neighbour ' + to)
   return found
 }
