@@ -66,8 +66,9 @@ class Standby:
         self._is_searching = False
         self._may_ask = trio.Event()
         """Set when a search need not wait any longer before it asks again."""
-        self._refused: set[TreeChannel] = set()
-        """Those that got no place because this node had none itself; they are told when it has."""
+        self._refused: dict[TreeChannel, None] = {}
+        """Those that got no place because this node had none itself, in that order; they are told
+        when it has."""
         self._asking: set[TreeChannel] = set()
         """Parents that are introducing this node."""
         self._parent_gone = trio.Event()
@@ -192,7 +193,7 @@ class Standby:
                     await held.run()
                 finally:
                     self._held.discard(held)
-                    self._refused.discard(held)
+                    self._refused.pop(held, None)
                     self._node._roads.lose(held)
         except OutcomeError as error:
             logger.info("%s did not connect: %s", frame.road, error)
@@ -202,7 +203,7 @@ class Standby:
     def note_refused(self, link: TreeChannel) -> None:
         """Who asked on *link* got no place here, for this node has none."""
         if link in self._held:
-            self._refused.add(link)
+            self._refused[link] = None
 
     def note_place(self) -> None:
         """This node has a place in the tree again."""
