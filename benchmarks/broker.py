@@ -292,6 +292,11 @@ ROWS: Mapping[str, Callable[[Rate], float]] = {
 }
 
 
+def cell(value: float, first: float) -> str:
+    """A figure, and, in brackets, the part of the *first* that it is."""
+    return f"{value:,.0f} ({value / first:.2f})" if first else f"{value:,.0f}"
+
+
 def report(peers: int, found: dict[Kind, list[Figures]]) -> None:
     """A column for each kind; in brackets the part of what the first does."""
     rounds = len(next(iter(found.values())))
@@ -309,8 +314,7 @@ def report(peers: int, found: dict[Kind, list[Figures]]) -> None:
         memory = median(every.memory for every in figures) / 1024
         rows.setdefault("memory of an idle connection, KiB", []).append(memory)
     for name, values in rows.items():
-        parts = (f" ({each / values[0]:.2f})" if values[0] else "" for each in values)
-        table.add_row(name, *(f"{each:,.0f}{next(parts)}" for each in values))
+        table.add_row(name, *(cell(each, values[0]) for each in values))
     Console().print(table)
 
 

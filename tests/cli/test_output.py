@@ -44,25 +44,25 @@ def broken_pipe() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("given", GIVEN)
-def test_a_full_stdout_is_one_line_and_1(
-    given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("unwritable", "said"),
+    [
+        (full_disk, "trio-overlay: stdout cannot be written: No space left on device\n"),
+        (broken_pipe, ""),
+    ],
+    ids=["full", "pipe"],
+)
+def test_a_stdout_that_cannot_be_written_is_1_and_a_line_unless_its_reader_has_gone(
+    unwritable: Callable[[], AbstractContextManager[int]],
+    said: str,
+    given: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with full_disk() as number, open(number, "w", closefd=False) as stdout:
+    with unwritable() as number, open(number, "w", closefd=False) as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert main(given) == 1
-    assert capfd.readouterr().err == (
-        "trio-overlay: stdout cannot be written: No space left on device\n"
-    )
-
-
-@pytest.mark.parametrize("given", GIVEN)
-def test_a_reader_of_stdout_that_has_gone_is_1_and_not_a_word(
-    given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with broken_pipe() as number, open(number, "w", closefd=False) as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        assert main(given) == 1
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == said
 
 
 @pytest.mark.parametrize(
