@@ -12,6 +12,7 @@ import pytest
 from tests.planted import plant_a_place_too_many
 from trio_overlay.cli import main
 from trio_overlay.cli.fuzz import OVERLAYS, describe
+from trio_overlay.testing.broker import BrokerMachine
 from trio_overlay.testing.broker_world import BrokerWorld
 from trio_overlay.testing.fuzz import FuzzRun, fuzz, shorten
 from trio_overlay.testing.story import Step, Story
@@ -118,10 +119,79 @@ def test_a_long_story_is_shortened_without_living_through_each_part_of_it_anew()
     joins = [Step(number, f"n{number}", "joins") for number in range(20)]
     story = Story({"seed": 1}, [*joins, Step(20, "n7", "leaves"), Step(21, "time", "passes")])
     assert str(shorten(story, Fragile)).splitlines()[1:] == [
-        "n13 joins at 13 s",
-        "n7 leaves at 20 s",
+        "n13 joins at 0 s",
+        "n7 leaves at 0 s",
     ]
     assert count_stories < 40
+
+
+class TwoBugs(BrokerWorld):
+    """The third who lives is too many, and nobody may crash."""
+
+    def perform(self, step: Step) -> None:
+        super().perform(step)
+        assert len(self.lives) < 3, f"{step.who} came at {step.at:g} s"
+        assert step.verb != "crashes", f"{step.who} has crashed"
+
+
+TWO_BUGS = """\
+seed=1
+n1 joins at 1 s
+n2 joins at 2.5 s
+n2 leaves at 7 s
+n3 joins at 9 s
+n4 joins at 10.25 s
+n5 crashes at 11 s"""
+
+
+def test_a_story_is_shortened_to_the_failure_that_it_had_and_without_needless_pauses() -> None:
+    """Of its kind there is a shorter one: n5 crashes, which is an AssertionError, too."""
+    shortened = shorten(Story.parse(TWO_BUGS), TwoBugs)
+    assert str(shortened).splitlines() == [
+        "seed=1",
+        "n1 joins at 0 s",
+        "n3 joins at 0 s",
+        "n4 joins at 0 s",
+    ]
+
+
+def test_pauses_that_a_failure_needs_stay() -> None:
+    class Patient(BrokerWorld):
+        def perform(self, step: Step) -> None:
+            super().perform(step)
+            life = self.lives.get("n1")
+            assert life is None or not life.has_joined, "n1 has joined"
+
+    story = Story.parse("seed=1; n1 joins at 4 s; time passes at 9 s")
+    assert str(shorten(story, Patient)).splitlines()[1:] == [
+        "n1 joins at 0 s",
+        "time passes at 5 s",
+    ]
+
+
+class TwoBugsMachine(BrokerMachine):
+    open_world = TwoBugs
+
+
+def test_what_is_said_of_a_failure_is_what_the_shortened_story_ends_with() -> None:
+    run = fuzz(TwoBugsMachine, seed=1, max_steps=8, max_shrink_seconds=1e-9)
+    assert run.fails_again
+    assert run.story is not None
+    with pytest.raises(AssertionError) as caught:
+        replay(run.story, TwoBugs)
+    assert str(run.failure) == str(caught.value)
+
+
+def test_interrupted_while_a_story_is_shortened_it_has_the_shortest_so_far() -> None:
+    def interrupt(run: FuzzRun) -> None:
+        if run.fails_again:
+            raise KeyboardInterrupt
+
+    run = fuzz(TwoBugsMachine, seed=1, max_steps=8, max_shrink_seconds=1e-9, on_progress=interrupt)
+    assert run.is_interrupted
+    assert run.story is not None
+    with pytest.raises(AssertionError, match=re.escape(str(run.failure))):
+        replay(run.story, TwoBugs)
 
 
 @pytest.mark.usefixtures("planted")

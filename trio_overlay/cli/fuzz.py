@@ -149,7 +149,7 @@ def look_for_a_failure(
     console.print(str(run.story))
     command = ["trio-overlay", "fuzz", "--overlay", arguments.overlay, "--replay", str(path)]
     console.print(f"\nto replay it: {shlex.join(command)}")
-    if not _fails_again(machine, run.story):
+    if not run.fails_again and not run.is_interrupted:
         console.print(
             "it does not fail when replayed: what only the machine checks or does is not in the "
             "story; let the world check and do it"
@@ -174,14 +174,6 @@ def replay_story(machine: type[StoryMachine[Any]], path: Path, console: Console)
         return 1
     console.print(f"no failure: {len(story.steps)} steps, {world.count_joined} have joined")
     return 0
-
-
-def _fails_again(machine: type[StoryMachine[Any]], story: Story) -> bool:
-    try:
-        replay(Story.parse(str(story)), machine.open_world)
-    except Exception:  # noqa: BLE001 - whatever it is
-        return True
-    return False
 
 
 def describe(failure: BaseException) -> str:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity
@@ -38,8 +39,16 @@ class FuzzRun:
     """The shortest that was found to fail; None if none did."""
     failure: Exception | None = None
     """What came out of it."""
+    fails_again: bool = False
+    """Whether the story fails when it is replayed, and the failure is the one that came then. It
+    does not if only the machine checks, or does, what matters; nor if there was no time to try."""
     is_interrupted: bool = False
     """Whether Ctrl-C ended it; a story that had failed is then not as short as it could be."""
+
+
+OpenWorld: TypeAlias = Callable[[Mapping[str, str]], VirtualWorld]
+Place: TypeAlias = tuple[str, str, int | None]
+"""The kind of an error, and the file and line that raised it."""
 
 
 class _TimeIsUp(BaseException):
@@ -117,64 +126,121 @@ def fuzz(
         suppress_health_check=list(HealthCheck),
     )
     try:
-        run_state_machine_as_test(hypothesis.seed(seed)(Observed), settings=settings)
-    except _TimeIsUp:
-        run.story, run.failure = shortest or (None, None)
-    except Exception as error:  # noqa: BLE001 - it is what we were looking for
-        run.failure = error
+        try:
+            run_state_machine_as_test(hypothesis.seed(seed)(Observed), settings=settings)
+        except _TimeIsUp:
+            run.story, run.failure = shortest or (None, None)
+        except Exception as error:  # noqa: BLE001 - it is what we were looking for
+            run.failure = error
+        else:
+            run.story = None
+        if run.story is not None:
+            _shorten_story_of(run, machine.open_world, on_progress)
     except BaseException as error:
         if not _is_interrupt(error):
             raise
         run.is_interrupted = True
-        run.story, run.failure = shortest or (None, None)
-        return run
-    else:
-        run.story = None
-    if run.story is not None:
-        run.story = shorten(run.story, machine.open_world)
+        if run.failure is None:
+            run.story, run.failure = shortest or (None, None)
     return run
 
 
-def shorten(story: Story, open_world: Callable[[Mapping[str, str]], VirtualWorld]) -> Story:
-    """*story* without the steps that its failure does not need.
+def _shorten_story_of(
+    run: FuzzRun, open_world: OpenWorld, on_progress: Callable[[FuzzRun], object]
+) -> None:
+    """Whatever ends this, *run* has the shortest story so far, and what comes of it."""
+
+    def note_attempt(story: Story) -> None:
+        run.count_stories += 1
+        run.count_steps += len(story.steps)
+        on_progress(run)
+
+    assert run.story is not None
+    for story, failure in _ever_shorter(run.story, open_world, note_attempt):
+        run.story, run.failure, run.fails_again = story, failure, True
+
+
+def shorten(story: Story, open_world: OpenWorld) -> Story:
+    """*story* without the steps that its failure does not need, and without needless pauses.
 
     Runs of steps are taken out, half of them at first, then ever fewer, and in the end one at a
-    time until all are needed, for as long as what is left fails with the same kinds of errors.
+    time until all are needed, for as long as what is left fails in the same places of the program,
+    or some of them. Then each step happens at once after the one before, if that does as well.
     Hypothesis has shrunk what its rules were given; here there is less that hangs together.
     A story that does not fail when it is replayed stays as it is.
     """
-    wanted = _failure_of(story, open_world)
-    size = 0 if wanted is None else max(1, len(story.steps) // 2)
+    shortest = story
+    for shortest, _ in _ever_shorter(story, open_world):  # noqa: B007 - the last of them
+        pass
+    return shortest
+
+
+def _ever_shorter(
+    story: Story, open_world: OpenWorld, on_attempt: Callable[[Story], object] = lambda _: None
+) -> Iterator[tuple[Story, Exception]]:
+    """*story*, if it fails when it is replayed, and each shorter one that was found; with what
+    came of it.
+    """
+    wanted: frozenset[Place] | None = None
+
+    def fails(attempt: Story) -> Exception | None:
+        on_attempt(attempt)
+        failure = _failure_of(attempt, open_world)
+        if failure is None or wanted is None:
+            return failure
+        found = _places_of(failure)
+        return failure if found and found <= wanted else None
+
+    failure = fails(story)
+    if failure is None:
+        return
+    wanted = _places_of(failure)
+    yield story, failure
+    size = max(1, len(story.steps) // 2)
     while size:
         count = len(story.steps)
         for start in range(count - size, -size, -size):
             steps = story.steps[: max(start, 0)] + story.steps[start + size :]
             shorter = Story(story.settings, steps)
-            if _failure_of(shorter, open_world) == wanted:
+            if failure := fails(shorter):
                 story = shorter
+                yield story, failure
         # What was taken out may have made needless what was not.
         if size > 1 or len(story.steps) == count:
             size //= 2
-    return story
+    for index in range(len(story.steps)):
+        hurried = _without_pause(story, index)
+        if hurried != story and (failure := fails(hurried)):
+            story = hurried
+            yield story, failure
 
 
-def _failure_of(
-    story: Story, open_world: Callable[[Mapping[str, str]], VirtualWorld]
-) -> frozenset[str] | None:
-    """The kinds of errors with which *story* fails; None if it does not."""
+def _without_pause(story: Story, index: int) -> Story:
+    """*story* where the step at *index* follows at once, and all after it so much earlier."""
+    pause = story.steps[index].at - (story.steps[index - 1].at if index else 0.0)
+    later = [replace(step, at=round(step.at - pause, 3)) for step in story.steps[index:]]
+    return Story(story.settings, [*story.steps[:index], *later])
+
+
+def _failure_of(story: Story, open_world: OpenWorld) -> Exception | None:
+    """What comes of *story* as the text of it is replayed; None if it does not fail."""
     try:
         replay(str(story), open_world)
     except Exception as error:  # noqa: BLE001 - it is what was asked for
-        return frozenset(_kinds_of(error))
+        return error
     return None
 
 
-def _kinds_of(error: BaseException) -> Iterator[str]:
+def _places_of(error: BaseException) -> frozenset[Place]:
+    """Where *error*, and each in it if it is a group, was raised: two failures there are alike.
+
+    By its kind alone all that was asserted would be alike.
+    """
     if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _kinds_of(each)
-    else:
-        yield type(error).__qualname__
+        return frozenset[Place]().union(*map(_places_of, error.exceptions))
+    frames = traceback.extract_tb(error.__traceback__)
+    where = (frames[-1].filename, frames[-1].lineno) if frames else ("", None)
+    return frozenset([(type(error).__qualname__, *where)])
 
 
 def _seconds_from_now(seconds: float | None) -> float:
