@@ -18,9 +18,11 @@ import trio.testing
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree import open_tree_node
 from trio_overlay.signaling.server import SignalingServer
+from trio_overlay.testing import determinism
 from trio_overlay.testing.determinism import (
     NothingWillHappen,
     SteppedRun,
+    TimeStandsStill,
     deterministic_trio,
     run_virtual,
 )
@@ -320,3 +322,97 @@ def test_a_run_whose_tasks_wait_for_time_goes_on() -> None:
         return trio.current_time()
 
     assert run_virtual(wait_long) == 3_000 * 3_600
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of passes are enough, where it is half a million else."""
+    monkeypatch.setattr(determinism, "_MAX_STILL_LOOKS", 5)
+
+
+async def spin() -> None:
+    while True:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("is_caught", [False, True])
+def test_a_run_in_which_some_task_never_waits_says_which(is_caught: bool) -> None:
+    async def spin_after_a_while() -> None:
+        await trio.sleep(5)
+        try:
+            await spin()
+        except trio.Cancelled:
+            if not is_caught:
+                raise
+            raise ValueError("something else") from None
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spin_after_a_while)
+            await trio.sleep(3_600)
+
+    with pytest.raises(TimeStandsStill) as caught:
+        run_virtual(main)
+    assert "at 5 s; always ready: " in str(caught.value)
+    assert ".spin_after_a_while at test_determinism.py:" in str(caught.value)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_run_may_do_very_much_as_long_as_time_passes() -> None:
+    async def work() -> None:
+        for _ in range(20):
+            for _ in range(2_000):
+                await trio.lowlevel.checkpoint()
+            await trio.sleep(0.001)
+
+    run_virtual(work)
+    with SteppedRun(open_counter) as run:
+        run.call(lambda _: work())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stepped_run_notices_a_livelock_and_can_still_be_closed() -> None:
+    is_left = False
+
+    @asynccontextmanager
+    async def open_world() -> AsyncIterator[None]:
+        nonlocal is_left
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spin)
+            yield
+            nursery.cancel_scope.cancel()
+        is_left = True
+
+    with SteppedRun(open_world) as run, pytest.raises(TimeStandsStill, match="spin at "):
+        run.advance(1)
+    assert is_left
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_stepped_run_that_cannot_be_ended_leaves_the_thread_to_others(waits: bool) -> None:
+    async def stay() -> None:
+        with trio.CancelScope(shield=True):
+            if waits:
+                await trio.sleep_forever()
+            await spin()
+
+    @asynccontextmanager
+    async def open_world() -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stay)
+            yield
+            nursery.cancel_scope.cancel()
+
+    run = SteppedRun(open_world)
+    run.start()
+    with pytest.raises(NothingWillHappen if waits else TimeStandsStill):
+        run.close()
+    del run
+    assert run_virtual(tell_time) == 0
+
+
+async def tell_time() -> float:
+    await trio.lowlevel.checkpoint()
+    return trio.current_time()

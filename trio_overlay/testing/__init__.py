@@ -29,6 +29,7 @@ from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_c
 from trio_overlay.testing.determinism import (
     NothingWillHappen,
     SteppedRun,
+    TimeStandsStill,
     deterministic_trio,
     run_virtual,
     virtual_test,
@@ -77,6 +78,7 @@ __all__ = [
     "Step",
     "SteppedRun",
     "Story",
+    "TimeStandsStill",
     "TreeWorld",
     "Trial",
     "VirtualHost",

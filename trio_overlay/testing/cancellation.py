@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Protocol
 
 import trio
 
-from trio_overlay.testing.determinism import run_virtual
+from trio_overlay.testing.determinism import line_of, run_virtual
 
 Scenario = Callable[["Trial"], Awaitable[None]]
 """Sets up what it needs, does something inside ``with trial.under_test():``, checks the rest."""
@@ -154,7 +153,7 @@ class Trial(trio.abc.Instrument):
         self.count_checkpoints += 1
         if self.count_checkpoints == self.cancel_at:
             assert self._scope is not None
-            self.where = f"where {task.name} waits at {_line_of(task)}"
+            self.where = f"where {task.name} waits at {line_of(task)}"
             self._cancelled_at = trio.current_time()
             self._scope.cancel()
 
@@ -174,16 +173,6 @@ class Trial(trio.abc.Instrument):
 def _parent_of(task: trio.lowlevel.Task) -> str:
     nursery = task.parent_nursery
     return "nobody" if nursery is None else nursery.parent_task.name
-
-
-def _line_of(task: trio.lowlevel.Task) -> str:
-    """The innermost line of *task* that is not Trio's own."""
-    lines = [
-        f"{Path(frame.f_code.co_filename).name}:{number}"
-        for frame, number in task.iter_await_frames()
-        if f"{os.sep}trio{os.sep}" not in frame.f_code.co_filename
-    ]
-    return lines[-1] if lines else "its beginning"
 
 
 def _list_descriptors() -> set[str]:

@@ -7,10 +7,15 @@ not wait (a Hypothesis state machine, a prompt) have a run go on a little at a t
 from __future__ import annotations
 
 import gc
-from collections import deque
+import math
+import os
+import sys
+import warnings
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from functools import partial, wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -32,9 +37,19 @@ sixth of a story's time went into that. It comes to some megabytes."""
 _IDLE_TICKS = 1_000
 """So many passes of Trio's loop are made before we look whether it will ever end."""
 
+_MAX_STILL_LOOKS = 500
+"""So many times we look, in a few seconds, and it is still the same moment: time stands still."""
+
 
 class NothingWillHappen(AssertionError):
     """Every task waits for another, and no deadline will come: a deadlock."""
+
+
+class TimeStandsStill(AssertionError):
+    """Some tasks are always ready, so that virtual time never passes: a livelock.
+
+    Half a million passes of Trio's loop were made at one moment.
+    """
 
 
 @contextmanager
@@ -84,13 +99,14 @@ def run_virtual(
     returns and raises what it raises.
 
     NothingWillHappen: all tasks wait, and no time that passes can change it. The run was cancelled.
+    TimeStandsStill: some task never waits, so that no time passes. The run was cancelled.
     """
     watch = _Watch()
 
     async def run() -> T:
         with watch.scope:
             return await async_fn(*args)
-        raise NothingWillHappen(NOTHING_WILL_HAPPEN)
+        raise watch.complaint or AssertionError("cancelled by nobody")
 
     with deterministic_trio(seed):
         try:
@@ -98,8 +114,8 @@ def run_virtual(
                 run, clock=MockClock(autojump_threshold=0), instruments=(*instruments, watch)
             )
         except BaseException as error:
-            if watch.scope.cancel_called and not isinstance(error, NothingWillHappen):
-                raise NothingWillHappen(NOTHING_WILL_HAPPEN) from error
+            if watch.complaint is not None and error is not watch.complaint:
+                raise watch.complaint from error
             raise
 
 
@@ -176,6 +192,7 @@ class SteppedRun(Generic[WorldT]):
         instead, because a task of the world failed, that failure comes out here.
 
         NothingWillHappen: all tasks wait, and no time that passes can change it.
+        TimeStandsStill: some task never waits, so that no time passes.
         """
         if self._outcome is not None:
             raise RuntimeError("this run is over")
@@ -183,7 +200,7 @@ class SteppedRun(Generic[WorldT]):
         self._wake.set()
         try:
             self._go_on()
-        except NothingWillHappen:
+        except (NothingWillHappen, TimeStandsStill):
             self._scope.cancel()
             self._go_on()
             raise
@@ -210,7 +227,23 @@ class SteppedRun(Generic[WorldT]):
                 self._go_on()
         finally:
             self._is_running = False
+            if self._outcome is None:
+                self._abandon()
             self._surroundings.close()
+
+    def _abandon(self) -> None:
+        """Give up a run that cannot be ended, some shielded task being ready, or waiting, for ever.
+
+        The thread is free for other runs again. What is said of torn tasks means nothing.
+        """
+        former, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Trio guest run got abandoned", RuntimeWarning)
+                self._due.clear()  # the only references to it
+                gc.collect()
+        finally:
+            sys.unraisablehook = former
 
     async def _main(self) -> None:
         async with self._open_world() as world:
@@ -234,31 +267,88 @@ class SteppedRun(Generic[WorldT]):
     def _go_on(self) -> None:
         self._has_result = self._clock.is_stopped = False
         ticks = 0
+        stillness = _Stillness()
         while not self._has_result:
             self._due.popleft()()
             ticks += 1
             if ticks % _IDLE_TICKS == 0 and not self._has_result:
-                self._check_that_something_will_happen()
+                if _nothing_will_happen() and self._clock.next_action_at == float("inf"):
+                    raise NothingWillHappen(NOTHING_WILL_HAPPEN)
+                stillness.look(self._clock.current_time())
         if self._outcome is not None:
             self._outcome.unwrap()
 
-    def _check_that_something_will_happen(self) -> None:
-        if _nothing_will_happen() and self._clock.next_action_at == float("inf"):
-            raise NothingWillHappen(NOTHING_WILL_HAPPEN)
-
 
 class _Watch(trio.abc.Instrument):
-    """Cancels `scope` when nothing will happen any more; with a clock that jumps, Trio spins."""
+    """Cancels `scope` when a run would never end: with a clock that jumps, Trio spins."""
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
+        self.complaint: NothingWillHappen | TimeStandsStill | None = None
+        """Why the scope was cancelled."""
         self._ticks = 0
+        self._stillness = _Stillness()
 
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - Trio gives it
-        """A pass of Trio's loop, and no task is ready."""
+        """A pass of Trio's loop."""
         self._ticks += 1
-        if self._ticks % _IDLE_TICKS == 0 and _nothing_will_happen():
+        if self._ticks % _IDLE_TICKS or self.complaint is not None:
+            return
+        try:
+            if _nothing_will_happen():
+                raise NothingWillHappen(NOTHING_WILL_HAPPEN)
+            self._stillness.look(trio.current_time())
+        except (NothingWillHappen, TimeStandsStill) as complaint:
+            self.complaint = complaint
             self.scope.cancel()
+
+
+class _Stillness:
+    """Whether virtual time passes at all; somebody looks every `_IDLE_TICKS` passes of the loop."""
+
+    def __init__(self) -> None:
+        self._moment = -math.inf
+        self._looks = 0
+        self._steps = _CountSteps()
+
+    def look(self, now: float) -> None:
+        """It is *now*, and was something else lately.
+
+        TimeStandsStill: it was not. The message names the tasks that run instead.
+        """
+        if now != self._moment:
+            self._moment, self._looks = now, 0
+        self._looks += 1
+        if self._looks == _MAX_STILL_LOOKS - 1:  # to see, until the next look, who that is
+            self._steps.counts.clear()
+            trio.lowlevel.add_instrument(self._steps)
+        elif self._looks == _MAX_STILL_LOOKS:
+            trio.lowlevel.remove_instrument(self._steps)
+            names = [name for name, _ in self._steps.counts.most_common(3)]
+            raise TimeStandsStill(
+                f"time stands still at {now:g} s; always ready: {'; '.join(names)}"
+            )
+
+
+class _CountSteps(trio.abc.Instrument):
+    """How many steps each task makes, by its name and where it is."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Trio runs *task* now."""
+        self.counts[f"{task.name} at {line_of(task)}"] += 1
+
+
+def line_of(task: trio.lowlevel.Task) -> str:
+    """The innermost line of *task*, which waits there, that is not Trio's own."""
+    lines = [
+        f"{Path(frame.f_code.co_filename).name}:{number}"
+        for frame, number in task.iter_await_frames()
+        if f"{os.sep}trio{os.sep}" not in frame.f_code.co_filename
+    ]
+    return lines[-1] if lines else "its beginning"
 
 
 def _nothing_will_happen() -> bool:
