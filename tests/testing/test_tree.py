@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import pytest
 import trio
@@ -13,7 +13,12 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.planted import plant_a_place_too_many
 from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree_channel import TreeChannel
+from trio_overlay.nodes.tree_way_up import WayUp
 from trio_overlay.protocol.ancestry import Ancestry, Descent
+from trio_overlay.protocol.json import JSON
+from trio_overlay.protocol.tree import Descend, TreeFrame, Wish, Withdraw
+from trio_overlay.signaling.bootstrap import Connection
 from trio_overlay.testing.faults import FailHandshakes
 from trio_overlay.testing.history import History
 from trio_overlay.testing.story import Step, Story
@@ -138,6 +143,57 @@ def test_a_node_that_forgets_nothing_or_goes_on_when_cut_off_is_found(
     assert re.search(complaint, repr(flatten(caught.value)))
     monkeypatch.undo()
     replay(story)
+
+
+def test_a_withdrawal_that_is_lost_on_its_way_down_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The place below is free all the same: the server tells who answers, too."""
+    story = (
+        "max_degree=1; n1 joins at 0 s; n2 joins at 2 s; n3 joins at 4 s; n3 withdraws at 4.3 s;"
+        "time passes at 7 s"
+    )
+    replay(story)
+    post = TreeChannel.post
+
+    def lose_withdrawals(channel: TreeChannel, frame: TreeFrame) -> None:
+        if not isinstance(frame, Withdraw):
+            post(channel, frame)
+
+    monkeypatch.setattr(TreeChannel, "post", lose_withdrawals)
+    with pytest.raises(AssertionError, match="1 requests are kept of those who are nobody's child"):
+        replay(story)
+
+
+def test_a_cycle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An orphan asks its own child for a place, which does not know that it has lost its way up."""
+    story = "max_degree=1; n1 joins at 0 s; n2 joins at 2 s; root crashes at 4 s"
+    replay(story)
+    post, by_server = TreeChannel.post, WayUp.by_server
+
+    def ask_below(
+        way_up: WayUp, more: Mapping[str, JSON]
+    ) -> AbstractAsyncContextManager[Connection]:
+        for child in way_up._node.children.values():
+            return way_up._node._roads.connect(child, Wish.PLACE, more)
+        return by_server(way_up, more)
+
+    def say_nothing_of_it(channel: TreeChannel, frame: TreeFrame) -> None:
+        if not isinstance(frame, Descend) or frame.descent.path:
+            post(channel, frame)
+
+    def follow_anybody(ancestry: Ancestry, descent: Descent) -> bool:
+        ancestry._has_parent = bool(descent.path)
+        if ancestry._has_parent:
+            ancestry.path = (*descent.path, ancestry._identifier)
+        return ancestry._has_parent
+
+    monkeypatch.setattr(WayUp, "by_server", ask_below)
+    monkeypatch.setattr(TreeChannel, "post", say_nothing_of_it)
+    monkeypatch.setattr(Ancestry, "follow", follow_anybody)
+    monkeypatch.setattr(Ancestry, "is_above", lambda _ancestry, _descent: False)
+    with pytest.raises(AssertionError, match="a cycle, of which n1 is one"):
+        replay(story)
 
 
 def flatten(error: BaseException) -> list[BaseException]:

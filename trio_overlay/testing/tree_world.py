@@ -407,7 +407,7 @@ class TreeWorld(VirtualWorld):
         return found
 
     def _check_places(self) -> None:
-        """Nobody keeps a place for one who has given up, once its withdrawal must have arrived.
+        """Nobody keeps a place or a request for one who has given up, once all must have heard it.
 
         Only while nothing else happens: who carries a withdrawal may be gone, and then the place
         is free when the request's time is over; and requests that a child was given are placed
@@ -415,10 +415,11 @@ class TreeWorld(VirtualWorld):
         """
         now = trio.current_time()
         if any(
-            node._way_up.is_searched or (node.parent is None and not node.is_root)
-            for node in self.nodes.values()
+            self.lives[name].has_joined
+            and (node._way_up.is_searched or (node.parent is None and not node.is_root))
+            for name, node in self.nodes.items()
         ):
-            self._searched_at = now  # somebody joins, or looks for a new parent
+            self._searched_at = now  # somebody looks for a new parent, or for a higher one
         calm_for = min(self.calm_for, now - self._searched_at)
         if calm_for < self.request_timeout + self.noticed_after + WITHDRAWAL_DELAY:
             return
@@ -430,6 +431,14 @@ class TreeWorld(VirtualWorld):
         gone = sum(now - ended_at < WITHDRAWAL_DELAY for ended_at in self.endings)
         assert places <= joining + gone, (
             f"{places} places are kept for applicants, where {joining + gone} are joining"
+        )
+        children = {origin for node in self.nodes.values() for origin in node.children}
+        requests = {origin for node in self.nodes.values() for origin in node._branch.requests}
+        # A request is kept for its whole time if the applicant has become somebody's child.
+        waiting = len(requests - children)
+        assert waiting <= joining + gone, (
+            f"{waiting} requests are kept of those who are nobody's child, where "
+            f"{joining + gone} are joining"
         )
 
     def _open_node(self, name: str) -> AbstractAsyncContextManager[TreeNode]:
