@@ -223,6 +223,35 @@ def test_an_application_brings_its_own_world_and_invariants() -> None:
     assert sorted(map(str, world.greeted)) == ["hello from n2", "hello from n3"]
 
 
+class Gossips(TreeWorld):
+    """Nodes of an application that says things to all, the root too, and reads what it hears."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__(settings)
+        self.heard: dict[str, list[object]] = {}
+
+    async def stay(self, life: Life, node: TreeNode) -> None:
+        heard = self.heard[life.name] = []
+        await node.broadcast({"from": life.name})
+        while True:
+            heard.append((await node.casts.receive()).data)
+
+    async def stay_root(self, life: Life, node: TreeNode) -> None:
+        await self.stay(life, node)
+
+
+def test_an_application_hears_itself_and_nothing_of_the_story() -> None:
+    """The story read everything, and failed where it was not what it had said itself."""
+    world = replay(
+        "n1 joins at 0 s; root broadcasts at 3 s; n1 writes root at 3 s; root writes n1 at 3 s;"
+        "n2 joins at 5 s; n2 broadcasts at 8 s; time passes at 12 s",
+        Gossips,
+    )
+    assert isinstance(world, Gossips)
+    from_n1, from_n2 = {"from": "n1"}, {"from": "n2"}
+    assert world.heard == {"root": [from_n1, from_n2], "n1": [from_n2], "n2": []}
+
+
 def test_the_server_crashes_and_restarts_as_the_story_says() -> None:
     world = replay(
         "n1 joins at 0 s; n2 joins at 2 s; server crashes at 5 s; n3 joins at 6 s;"

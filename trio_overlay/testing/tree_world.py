@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import trio
 
@@ -16,11 +17,13 @@ from trio_overlay.channels.memory import MemoryChannel
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.tree import LEAVE_TIMEOUT, TreeNode, open_tree_node
+from trio_overlay.nodes.tree_casts import CastMessage
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_way_up import MAX_REJOIN_DELAY
 from trio_overlay.protocol.filling import same
 from trio_overlay.testing.determinism import SteppedRun
 from trio_overlay.testing.history import History
+from trio_overlay.testing.overhearing import Overheard, as_told, content_of, is_told
 from trio_overlay.testing.signaling import AUTHORITY, SECRET
 from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.world import Life, VirtualWorld
@@ -117,15 +120,14 @@ class TreeWorld(VirtualWorld):
 
     async def live(self, life: Life) -> None:
         async with self._open_node(life.name) as node:
+            self._overhear(node)
             self.nodes[life.name] = node
             try:
                 with self.joining(life):
                     await self._enter_tree(life, node)
                 if life.has_joined:
                     with life.staying:
-                        if life.name == ROOT:
-                            await trio.sleep_forever()
-                        await self.stay(life, node)
+                        await (self.stay_root if life.name == ROOT else self.stay)(life, node)
                     await node.aclose()
             finally:
                 del self.nodes[life.name]
@@ -140,8 +142,13 @@ class TreeWorld(VirtualWorld):
     async def stay(self, life: Life, node: TreeNode) -> None:  # noqa: ARG002 - for those who extend
         """What the application does with its *node* until it leaves; nothing, here.
 
-        It is called for all nodes but the first root.
+        It is called for all nodes but the first root. What comes out of `TreeNode.casts` is what
+        the application has said: of what the story says it hears nothing.
         """
+        await trio.sleep_forever()
+
+    async def stay_root(self, life: Life, node: TreeNode) -> None:  # noqa: ARG002 - as above
+        """The same for the first root."""
         await trio.sleep_forever()
 
     def perform(self, step: Step) -> None:
@@ -169,29 +176,31 @@ class TreeWorld(VirtualWorld):
         has_one_root = sum(other.is_root for other in self.nodes.values()) <= 1
         self._broadcasts[number] = Broadcast(node.id, due_to, self._count_terms(), has_one_root)
         with contextlib.suppress(trio.ClosedResourceError):
-            await node.broadcast(number)
+            await node.broadcast(as_told(number))
 
     async def _write(self, node: TreeNode, target: str) -> None:
         number = next(self._numbers)
         with contextlib.suppress(OutcomeError, trio.ClosedResourceError):
-            await node.send_to(target, number)
+            await node.send_to(target, as_told(number))
             self._confirmed[number] = target
 
-    def _listen(self) -> None:
-        """Take note of what everybody has heard since the last time."""
-        for name, node in self.nodes.items():
-            for _ in range(len(node.casts)):
-                message = node.casts.receive_nowait()
+    def _overhear(self, node: TreeNode) -> None:
+        """Take note of what *node* hears that others have said for the story's sake."""
+
+        def hear(message: CastMessage) -> None:
+            if is_told(message.data):
+                number = cast("int", content_of(message.data))
                 if message.is_broadcast:
-                    self._heard[node.id].append(message.data)
-                    continue
-                numbers = self._letters[node.id, message.origin]
-                numbers.append(message.data)
-                assert sorted(set(numbers)) == numbers, f"{name} heard letters {numbers}"
+                    self._heard[node.id].append(number)
+                else:
+                    self._letters[node.id, message.origin].append(number)
+
+        node._casts.stream = Overheard(
+            node._casts.stream, hear, lambda message: is_told(message.data)
+        )
 
     def _check_messages(self) -> None:
         """Nobody hears anything twice, or in another order than the others."""
-        self._listen()
         in_order: list[int] = []
         if self._count_terms() == 1 and ROOT in self.nodes:
             in_order = self._heard[self.nodes[ROOT].id]
@@ -204,6 +213,10 @@ class TreeWorld(VirtualWorld):
             for origin in {self._broadcasts[number].origin for number in numbers}:
                 own = [number for number in numbers if self._broadcasts[number].origin == origin]
                 assert own == sorted(own), f"{name} has heard {origin} out of order: {own}"
+        names = {node.id: name for name, node in self.nodes.items()}
+        for (reader, _), letters in self._letters.items():
+            if reader in names:
+                assert sorted(set(letters)) == letters, f"{names[reader]} heard letters {letters}"
 
     def _check_that_all_was_heard(self) -> None:
         """All are in one tree again: what was kept for them has come."""
@@ -342,8 +355,11 @@ class TreeWorld(VirtualWorld):
         )
 
     def is_at_rest(self) -> bool:
-        # Who was not introduced to a standby asks again every ten seconds or so, over a road.
-        return not any(len(node._roads) for node in self.nodes.values())
+        # Who was not introduced to a standby asks again every ten seconds or so, over a road; and
+        # an application may broadcast now and then.
+        return not any(
+            len(node._roads) or not node._casts.outboxes.is_settled for node in self.nodes.values()
+        )
 
     def _count_roots(self) -> int:
         return sum(node.is_root or node.stands_by for node in self.nodes.values())
