@@ -65,3 +65,10 @@ def test_applicant_that_fails_at_a_leaver_does_not_end_it() -> None:
         n5 leaves at 16.25 s
         """
     )
+
+
+def test_whoever_brings_no_places_that_can_be_counted_brings_none() -> None:
+    """What a node brings is counted down to the 24th level. Below a longer chain there was nothing,
+    and who said so was taken for a node of the old protocol, that brings ten."""
+    joins = "\n".join(f"n{number} joins at {3 * number} s" for number in range(1, 28))
+    replay(f"max_degree=1\n{joins}\nn2 leaves at 101 s")

@@ -352,7 +352,7 @@ def frozen_number(frame: SignalFrame) -> Number:
 def brought_view(frame: SignalFrame) -> tuple[int, ...]:
     """The free places that the applicant of this frame brings along, by level."""
     view = frame.fields.get("free")
-    return tuple(view) if _is_view(view) and any(view) else OLD_PROTOCOL_VIEW
+    return tuple(view) if _is_view(view) and view else OLD_PROTOCOL_VIEW
 
 
 def _is_view(value: JSON) -> TypeGuard[list[int]]:
