@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import trio
 
 from trio_overlay.cli.fuzz import OVERLAYS, load_machine
+from trio_overlay.nodes.neighbours import ArcOpen, Neighbours
+from trio_overlay.nodes.peer import Peer
+from trio_overlay.nodes.relay import Relay
+from trio_overlay.nodes.streams import Stream
 from trio_overlay.testing.broker_world import BrokerWorld
 from trio_overlay.testing.machine import StoryMachine
 from trio_overlay.testing.neighbours_world import NeighboursWorld
 from trio_overlay.testing.relay_world import RelayWorld
 from trio_overlay.testing.story import Step
 from trio_overlay.testing.tree_world import replay
+from trio_overlay.testing.world import Life
 
 RULES_WITH_FAULTS = {
     "cut_or_heal",
@@ -154,3 +160,60 @@ def test_what_a_cut_off_relay_assures_is_confirmed_when_it_is_back() -> None:
     )
     assert isinstance(world, RelayWorld)
     assert world.count_confirmed == 1
+
+
+class Reads:
+    """What each node of an application has heard and been told of, by its name."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        super().__init__(settings)  # type: ignore[call-arg]  # beside a world
+        self.heard: dict[str, list[Any]] = {}
+
+    async def read(self, life: Life, stream: Stream[Any]) -> None:
+        heard = self.heard[life.name] = []
+        while True:
+            heard.append(await stream.receive())
+
+
+class ReadingRelays(Reads, RelayWorld):
+    async def stay(self, life: Life, node: Relay) -> None:
+        await trio.sleep(5)  # all are neighbours by then
+        for peer in node.peers:
+            await node.send(peer, f"hello from {life.name}")
+        await self.read(life, node.messages)
+
+
+class ReadingPeers(Reads, BrokerWorld):
+    async def stay(self, life: Life, node: Peer) -> None:
+        if life.name == "n2":
+            await node.send("n1", "hello")
+        await self.read(life, node.messages)
+
+
+class ReadingNeighbours(Reads, NeighboursWorld):
+    async def stay(self, life: Life, node: Neighbours) -> None:
+        await self.read(life, node.events)
+
+
+def test_an_application_hears_itself_and_nothing_of_the_story() -> None:
+    relays = replay(
+        "n1 joins at 0 s; n2 joins at 20 s; n1 tells n2 at 40 s; n2 assures n1 at 40 s",
+        ReadingRelays,
+    )
+    assert isinstance(relays, ReadingRelays)
+    assert relays.count_confirmed == 1
+    assert [message.data for message in relays.heard["n1"]] == ["hello from n2"]
+    assert relays.heard["n2"] == []
+
+    peers = replay("n1 joins at 0 s; n2 joins at 5 s; n1 calls n2 at 9 s", ReadingPeers)
+    assert isinstance(peers, ReadingPeers)
+    assert (peers.count_calls, peers.count_heard) == (1, 1)
+    assert [message.data for message in peers.heard["n1"]] == ["hello"]
+    assert peers.heard["n2"] == []
+
+
+def test_an_application_is_told_of_its_arcs_while_the_story_counts_them() -> None:
+    world = replay("n1 joins at 0 s; n2 joins at 5 s; n1 reaches n2 at 9 s", ReadingNeighbours)
+    assert isinstance(world, ReadingNeighbours)
+    ends = [event.peer for event in world.heard["n2"] if isinstance(event, ArcOpen)]
+    assert sorted(ends) == ["gate-I", "n1-O"]

@@ -12,8 +12,9 @@ import trio
 from trio_overlay.channels.memory import MemoryChannel
 from trio_overlay.errors import OutcomeError, UsageError
 from trio_overlay.nodes.peer import Peer, open_peer
-from trio_overlay.nodes.peer_connection import Connection
+from trio_overlay.nodes.peer_connection import Connection, PeerMessage
 from trio_overlay.testing.history import History
+from trio_overlay.testing.overhearing import Overheard, as_told, content_of, is_told
 from trio_overlay.testing.signaling import AUTHORITY
 from trio_overlay.testing.story import Step
 from trio_overlay.testing.world import FAULTS, SERVER, SETTLE_TIMEOUT, Life, VirtualWorld
@@ -39,6 +40,8 @@ class BrokerWorld(VirtualWorld):
         self._hung_up_at = -math.inf
         self._fault_at = -math.inf
         self._wanted: dict[str, str] = {}
+        self._mistaken: list[str] = []
+        """What has come to somebody for whom it was not, or from somebody else."""
 
     @property
     def join_timeout(self) -> float:
@@ -73,20 +76,29 @@ class BrokerWorld(VirtualWorld):
         try:
             with life.joining:
                 async with open_peer(identifier, AUTHORITY, network=network, rng=rng) as peer:
+                    self._overhear(peer)
                     life.join_ended_at = trio.current_time()
                     life.has_joined = True
                     self.count_joined += 1
-                    async with self.acting(life.name) as nursery:
+                    async with self.acting(life.name):
                         self.peers[life.name] = peer
-                        nursery.start_soon(self._listen, peer)
                         with life.staying:
-                            await trio.sleep_forever()
+                            await self.stay(life, peer)
         finally:
             life.join_ended_at = life.join_ended_at or trio.current_time()
             self.peers.pop(life.name, None)
 
+    async def stay(self, life: Life, node: Peer) -> None:  # noqa: ARG002 - for those who extend
+        """What the application does with its peer, *node*, until it leaves; nothing, here.
+
+        What comes out of `Peer.messages` is what the application has said, and not the story. Who
+        reads from a connection itself gets all.
+        """
+        await trio.sleep_forever()
+
     def check(self) -> None:
         self.check_lives()
+        assert not self._mistaken, "; ".join(self._mistaken)
         holders = self.signaling.server._broker.registrations._holders
         for identifier, holder in holders.items():
             assert holder.identifier == identifier
@@ -132,7 +144,7 @@ class BrokerWorld(VirtualWorld):
         failure: OutcomeError | None = None
         must_succeed = self._can_be_called(whom, began_at)
         try:
-            await peer.send(whom, {"from": peer.id, "to": whom})
+            await peer.send(whom, as_told({"from": peer.id, "to": whom}))
             self.count_calls += 1
         except (UsageError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
@@ -159,12 +171,17 @@ class BrokerWorld(VirtualWorld):
             )
         )
 
-    async def _listen(self, peer: Peer) -> None:
-        async for message in peer.messages:
-            assert message.data == {"from": message.sender, "to": peer.id}, (
-                f"{peer.id} got {message.data!r} from {message.sender}"
-            )
-            self.count_heard += 1
+    def _overhear(self, peer: Peer) -> None:
+        """Take note of what comes to *peer* that others have said for the story's sake."""
+
+        def hear(message: PeerMessage) -> None:
+            if is_told(message.data):
+                content = content_of(message.data)
+                if content != {"from": message.sender, "to": peer.id}:
+                    self._mistaken.append(f"{peer.id} got {content} from {message.sender}")
+                self.count_heard += 1
+
+        peer.messages = Overheard(peer.messages, hear, lambda message: is_told(message.data))
 
 
 def _end_of(connection: Connection) -> MemoryChannel:

@@ -8,9 +8,16 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from trio_overlay.nodes.neighbours import ArcClose, ArcFail, ArcOpen, Neighbours
+from trio_overlay.nodes.neighbours import (
+    ArcClose,
+    ArcFail,
+    ArcOpen,
+    NeighbourEvent,
+    Neighbours,
+)
 from trio_overlay.testing.arcs_world import ArcsWorld
 from trio_overlay.testing.history import History
+from trio_overlay.testing.overhearing import Overheard
 from trio_overlay.testing.story import Step
 from trio_overlay.testing.world import Life
 
@@ -55,8 +62,8 @@ class NeighboursWorld(ArcsWorld):
 
     @asynccontextmanager
     async def taking_part(self, name: str, node: Neighbours) -> AsyncIterator[trio.Nursery]:
+        self._overhear(name, node)
         async with super().taking_part(name, node) as nursery:
-            self._told[name] = Counter()
             yield nursery
 
     # --- steps ----------------------------------------------------------------------------
@@ -100,18 +107,20 @@ class NeighboursWorld(ArcsWorld):
         for name, node in self.nodes.items():
             views = {**node.outview, **node.inview}
             assert len(views) == len(node.outview) + len(node.inview)
-            told = self._hear(name, node)
+            told = {end: count for end, count in self._told[name].items() if count}
             assert told == views, f"the events of {name} tell {told}, and its views {views}"
 
-    def _hear(self, name: str, node: Neighbours) -> dict[str, int]:
-        """The arcs of *node*, by the other end, as its events have told up to now."""
-        told = self._told[name]
-        for _ in range(len(node.events)):
-            match node.events.receive_nowait():
+    def _overhear(self, name: str, node: Neighbours) -> None:
+        """Count the arcs of *node* as its events tell of them; the application has them, too."""
+        told = self._told[name] = Counter()
+
+        def hear(event: NeighbourEvent) -> None:
+            match event:
                 case ArcOpen(end):
                     told[end] += 1
                 case ArcClose(end):
                     told[end] -= 1
                 case ArcFail():
                     pass
-        return {end: count for end, count in told.items() if count}
+
+        node.events = Overheard(node.events, hear)

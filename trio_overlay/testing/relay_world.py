@@ -6,13 +6,15 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import cast
 
 import trio
 
-from trio_overlay.nodes.relay import PeerJoined, Relay, open_relay
+from trio_overlay.nodes.relay import PeerJoined, Relay, RelayMessage, open_relay
 from trio_overlay.protocol.relay import PeerId
 from trio_overlay.protocol.relay_routing import MAX_NONCES
 from trio_overlay.testing.history import History
+from trio_overlay.testing.overhearing import Overheard, as_told, content_of, is_told
 from trio_overlay.testing.story import Step
 from trio_overlay.testing.world import Life, VirtualWorld
 
@@ -77,7 +79,10 @@ class RelayWorld(VirtualWorld):
                     await self.stay(life, relay)
 
     async def stay(self, life: Life, node: Relay) -> None:  # noqa: ARG002 - to be extended
-        """What the application does with its *node* until it leaves; nothing, here."""
+        """What the application does with its *node* until it leaves; nothing, here.
+
+        What comes out of `Relay.messages` is what the application has said, and not the story.
+        """
         await trio.sleep_forever()
 
     async def finish(self) -> None:
@@ -114,14 +119,14 @@ class RelayWorld(VirtualWorld):
         number = self._count_messages
 
         async def assure() -> None:
-            await relay.send(peer, [number, 1], wait_for_receipt=True, timeout=self.receipt_timeout)
-            self.collect()
-            assert self._arrived[whom, number] == 1, f"{whom} confirmed what it never got"
+            told = as_told([number, 1])
+            await relay.send(peer, told, wait_for_receipt=True, timeout=self.receipt_timeout)
+            assert self._arrived[whom, number], f"{whom} confirmed what it never got"
             self.count_confirmed += 1
 
         match verb:
             case "tells":
-                self.attempt(name, lambda: relay.send(peer, [number, 0]))
+                self.attempt(name, lambda: relay.send(peer, as_told([number, 0])))
             case "assures":
                 self.attempt(name, assure)
             case "connects":
@@ -129,22 +134,22 @@ class RelayWorld(VirtualWorld):
             case "lets_go":
                 self.attempt(name, lambda: relay.disconnect(peer))
 
-    def collect(self) -> None:
-        """Take in what has come to all nodes.
+    def _overhear(self, name: str, relay: Relay) -> None:
+        """Count what comes to *relay* that others have said for the story's sake."""
 
-        AssertionError: a message came twice.
-        """
-        for name, relay in self.nodes.items():
-            for _ in range(len(relay.messages)):
-                number, _ = relay.messages.receive_nowait().data
+        def hear(message: RelayMessage) -> None:
+            if is_told(message.data):
+                number, _ = cast("list[int]", content_of(message.data))
                 self._arrived[name, number] += 1
-                assert self._arrived[name, number] == 1, f"{name} got message {number} twice"
+
+        relay.messages = Overheard(relay.messages, hear, lambda message: is_told(message.data))
 
     # --- checks ---------------------------------------------------------------------------
 
     def check(self) -> None:
         self.check_lives()
-        self.collect()
+        for (name, number), count in self._arrived.items():
+            assert count == 1, f"{name} got message {number} twice"
         for name, relay in self.nodes.items():
             mind = relay._mind
             assert set(relay.peers) == set(mind._links), f"{name} is of two minds"
@@ -219,9 +224,9 @@ class RelayWorld(VirtualWorld):
     @asynccontextmanager
     async def _taking_part(self, name: str, relay: Relay) -> AsyncIterator[None]:
         async with self.acting(name):
+            self._overhear(name, relay)
             self.nodes[name] = relay
             try:
                 yield
             finally:
-                self.collect()
                 del self.nodes[name]
