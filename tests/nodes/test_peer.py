@@ -349,6 +349,23 @@ async def test_closing_a_peer_closes_its_connections_and_frees_its_id() -> None:
 
 
 @virtual_test
+async def test_a_program_that_was_started_again_has_its_id_at_once_by_its_own_secret() -> None:
+    secret = "not-for-anybody-else"
+    async with open_world() as world:
+        async with world.peer("bob", secret=secret):
+            world.network.crash("bob", noticed_after=600, is_power_cut=True)
+        world.network.restart("bob")
+        with pytest.raises(IdTaken):
+            async with world.peer("bob"):
+                pass
+        async with world.peer("bob", secret=secret) as bob:
+            assert bob.is_registered
+        with pytest.raises(UsageError, match="secret is 16 to 128 visible"):
+            async with world.peer("bob", secret="too short"):
+                pass
+
+
+@virtual_test
 async def test_a_peer_that_began_anew_takes_the_place_of_its_former_connection() -> None:
     async with open_world() as world, world.peer("ada") as ada:
         async with world.peer("bob"):

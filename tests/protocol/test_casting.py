@@ -360,6 +360,18 @@ def test_who_has_moved_is_not_lost_when_its_former_branch_speaks_late() -> None:
     assert table.child_towards("n") == "new"
 
 
+def test_what_was_below_a_child_is_forgotten_in_the_order_in_which_it_came() -> None:
+    """In that of a set, which is another in each process, stories had another history in each."""
+    table = RoutingTable("us")
+    table.meet_parent()
+    ids = tuple(f"n{number}" for number in range(100))
+    table.learn("child", Routes(ids, (), True))
+    table.take_news()
+    table.lose("child")
+    (news,) = table.take_news()
+    assert news.removed == ids
+
+
 def test_a_child_with_more_below_it_than_its_share_is_incomplete_and_costs_no_other() -> None:
     table = RoutingTable("us", max_ids_of_child=3)
     table.meet_parent()
@@ -368,7 +380,7 @@ def test_a_child_with_more_below_it_than_its_share_is_incomplete_and_costs_no_ot
     assert table.child_towards("m") == "modest"
     assert table.child_towards("g2") == "greedy"
     assert table.child_towards("g3") is None
-    assert table.incomplete == {"greedy"}
+    assert table.incomplete == ("greedy",)
     (news,) = table.take_news()
     assert not news.is_complete
     table.lose("greedy")

@@ -76,6 +76,11 @@ def history_in_a_process(seed: int, hash_seed: str) -> str:
         "from trio_overlay.testing.determinism import run_virtual; "
         f"print(run_virtual(tree_of, 8, {seed}, seed={seed}))"
     )
+    return run_in_a_process(program, hash_seed)
+
+
+def run_in_a_process(program: str, hash_seed: str) -> str:
+    """What *program* prints."""
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
@@ -97,6 +102,36 @@ def test_the_same_seed_gives_the_same_history_in_processes_with_other_hash_seeds
     histories = [history_in_a_process(5, hash_seed) for hash_seed in ("1", "2")]
     assert histories[0] == histories[1]
     assert histories[0] == str(run_virtual(tree_of, 8, 5, seed=5))
+
+
+TELL = """
+import logging
+from trio_overlay.cli.fuzz import OVERLAYS, load_machine
+from trio_overlay.testing import History
+from trio_overlay.testing.fuzz import fuzz
+
+logging.disable()
+for overlay in OVERLAYS:
+    base = load_machine(overlay)
+
+    class Machine(base):
+        @staticmethod
+        def open_world(settings):
+            return base.open_world(settings, history=History())
+
+        def teardown(self):
+            super().teardown()
+            history = self.world.network.history
+            print(overlay, self.story, history.count_lines, history.digest)
+
+    assert fuzz(Machine, seed=4, max_examples=4, max_steps=12).failure is None
+"""
+
+
+def test_stories_of_every_overlay_have_the_same_history_in_every_process() -> None:
+    told = {run_in_a_process(TELL, hash_seed) for hash_seed in ("1", "2")}
+    assert len(told) == 1
+    assert len(set(told.pop().splitlines())) > 100
 
 
 def test_different_seeds_give_different_histories() -> None:

@@ -40,7 +40,7 @@ from trio_overlay.nodes.peer_connection import (
     PeerMessage,
 )
 from trio_overlay.nodes.streams import Stream
-from trio_overlay.protocol.broker import PeerSignal, check_identifier
+from trio_overlay.protocol.broker import PeerSignal, check_identifier, check_secret
 from trio_overlay.protocol.peer import (
     EXTENSIONS,
     FAREWELL,
@@ -129,6 +129,7 @@ async def open_peer(
     ice_servers: Iterable[IceServer] = (),
     network: Network | None = None,
     rng: random.Random | None = None,
+    secret: str | None = None,
 ) -> AsyncIterator[Peer]:
     """A peer that is registered by *identifier* at the broker at *broker_url*.
 
@@ -138,23 +139,31 @@ async def open_peer(
     is given, which is called with its id and says whether it may; it may be async; what it raises
     leaves this context. A peer that we are connecting to ourselves is not asked about.
 
-    It registers with a secret, by which a broker of ours, or another server of its cluster, knows
-    for the same one a peer that comes back, and gives it its id at once.
+    It registers with a *secret*, by which a broker of ours, or another server of its cluster, knows
+    for the same one a peer that comes back, and gives it its id at once. It is drawn anew, unless
+    you give one (16 to 128 visible ASCII characters), so that your program has its id at once when
+    it is started again.
 
     Connections are made on *network*, else over the internet, with *ice_servers* (none by default:
     no address outside is ever asked). Leaving the context closes everything, at once.
 
     IdTaken: another peer is registered by *identifier*.
     ServerUnreachable, ServerRefused: the broker cannot be reached, or does not want us.
-    UsageError: *identifier* cannot be one, or *broker_url* is no address of a server.
+    UsageError: *identifier* or *secret* cannot be one, or *broker_url* is no address of a server.
     """
     try:
         check_identifier(identifier)
     except MalformedFrame as error:
         raise UsageError(str(error)) from None
+    if secret is None:
+        secret = secrets.token_hex(16)
+    try:
+        check_secret(secret)
+    except MalformedFrame:
+        raise UsageError("a peer's secret is 16 to 128 visible ASCII characters") from None
     url = broker_address(broker_url)
     network = network or Internet(ice_servers=ice_servers)
-    peer = Peer(identifier, url, accept, network, rng or random.Random())
+    peer = Peer(identifier, url, accept, network, rng or random.Random(), secret)
     async with open_background_nursery() as nursery:
         await nursery.start(peer._live)
         yield peer
@@ -170,6 +179,7 @@ class Peer:
         accept: Accept | None,
         network: Network,
         rng: random.Random,
+        secret: str,
     ) -> None:
         self.id = identifier
         self.broker_url = url
@@ -190,9 +200,9 @@ class Peer:
         self._accept = accept
         self._network = network
         self._rng = rng
-        self._secret = secrets.token_hex(16)
-        """By which brokers know this peer when it comes back. Not of *rng*: from what others see
-        of that they could tell it, and two peers of one seed would take each other's ids."""
+        self._secret = secret
+        """By which brokers know this peer when it comes back. Not drawn of *rng*: from what others
+        see of that they could tell it, and two peers of one seed would take each other's ids."""
         self._nursery: trio.Nursery
         self._life = trio.CancelScope()
         self._registration = trio.CancelScope()

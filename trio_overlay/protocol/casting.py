@@ -252,7 +252,8 @@ class RoutingTable:
         self._own_id = own_id
         self._max_ids = max_ids_of_child
         self._child_of: dict[str, str] = {}
-        self._below: dict[str, set[str]] = {}
+        # By child, in order, as all here that is passed on: of sets another process has another.
+        self._below: dict[str, dict[str, None]] = {}
         self._overflowing: set[str] = set()
         self._saying_so: set[str] = set()
         self._added: dict[str, None] = {}  # what the parent has to be told; in order
@@ -271,16 +272,18 @@ class RoutingTable:
         return max(1, len(self._below.get(child, ())))
 
     @property
-    def incomplete(self) -> frozenset[str]:
-        """The children below which there may be nodes that we do not know."""
-        return frozenset(self._overflowing | self._saying_so)
+    def incomplete(self) -> tuple[str, ...]:
+        """The children below which there may be nodes that we do not know, oldest first."""
+        return tuple(
+            child for child in self._below if child in self._overflowing or child in self._saying_so
+        )
 
     def learn(self, child: str, routes: Routes) -> None:
         """*child* tells what has changed below it."""
-        below = self._below.setdefault(child, set())
+        below = self._below.setdefault(child, {})
         for node_id in routes.removed:
             if node_id in below:
-                below.remove(node_id)
+                del below[node_id]
                 self._forget(child, node_id)
         for node_id in routes.added:
             if node_id in below or node_id == self._own_id:
@@ -288,7 +291,7 @@ class RoutingTable:
             if len(below) >= self._max_ids:
                 self._overflowing.add(child)
                 break
-            below.add(node_id)
+            below[node_id] = None
             self._child_of[node_id] = child
             self._note(node_id, self._added, self._removed)
         if routes.is_complete:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import trio
 
@@ -72,10 +72,9 @@ class BrokerWorld(VirtualWorld):
 
     async def live(self, life: Life) -> None:
         identifier = self._wanted.pop(life.name, life.name)
-        network, rng = self.network.host(life.name), random.Random(f"{self.seed} {life.name}")
         try:
             with life.joining:
-                async with open_peer(identifier, AUTHORITY, network=network, rng=rng) as peer:
+                async with self._open_peer(life.name, identifier) as peer:
                     self._overhear(peer)
                     life.join_ended_at = trio.current_time()
                     life.has_joined = True
@@ -169,6 +168,16 @@ class BrokerWorld(VirtualWorld):
                 and (self.lives[name].join_ended_at or since) < since - 1
                 for name, peer in self.peers.items()
             )
+        )
+
+    def _open_peer(self, name: str, identifier: str) -> AbstractAsyncContextManager[Peer]:
+        secret = random.Random(f"{self.seed} {name} secret").getrandbits(128)
+        return open_peer(
+            identifier,
+            AUTHORITY,
+            network=self.network.host(name),
+            rng=random.Random(f"{self.seed} {name}"),
+            secret=f"{secret:032x}",  # the same each time: it stands in histories
         )
 
     def _overhear(self, peer: Peer) -> None:
