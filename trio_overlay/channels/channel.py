@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import NoReturn, TypeAlias
 
 import trio
 
@@ -59,6 +60,16 @@ class Channel(trio.abc.Channel[Frame]):
         trio.ClosedResourceError: this end was closed.
         trio.BusyResourceError: another task is receiving.
         """
+
+    async def deliver_to(self, take: Callable[[Frame], object]) -> NoReturn:
+        """Receive every frame and call *take* with it, until this is cancelled or no more come.
+
+        *take* never waits. A transport may call it in the moment in which a frame arrives, outside
+        of any task; current time, nurseries and events can be used there. What it raises comes out
+        here. Otherwise as `receive`.
+        """
+        while True:
+            take(await self.receive())
 
     @abc.abstractmethod
     async def aclose(self, reason: str = "") -> None:

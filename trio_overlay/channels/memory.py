@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 
 import trio
 from trio.lowlevel import (
@@ -79,6 +79,10 @@ class MemoryChannel(Channel):
         self._arrived: deque[tuple[Frame, int]] = deque()
         self._is_receiving = False
         self._receiver: Task | None = None
+        self._take: Callable[[Frame], object] | None = None
+        """What the receiver would call with the next frame, and so may be called in its place."""
+        self._failure: BaseException | None = None
+        """What it raised then."""
 
     def __repr__(self) -> str:
         return f"<MemoryChannel {self._state}, {len(self._arrived)} frames arrived>"
@@ -154,8 +158,21 @@ class MemoryChannel(Channel):
                     raise trio.BrokenResourceError(self._reason)
                 self._receiver = current_task()
                 await wait_task_rescheduled(self._abort_receive)
+                self._raise_failure()
         finally:
             self._is_receiving = False
+
+    async def deliver_to(self, take: Callable[[Frame], object]) -> NoReturn:
+        if self._other._wire is None:
+            # Frames arrive while they are sent: two ends that answer each other at once would
+            # call each other deeper and deeper.
+            await super().deliver_to(take)
+        self._take = take
+        try:
+            await super().deliver_to(take)
+        finally:
+            self._take = None
+            self._raise_failure()  # if the same call cancelled this task, which so did not wake
 
     async def aclose(self, reason: str = "") -> None:
         self.close_nowait(reason)
@@ -220,8 +237,28 @@ class MemoryChannel(Channel):
             self._wire(arrival, frame)
 
     def _arrive(self, value: Frame, size: int) -> None:
-        if self._state == "open":  # whoever has ended hears no more
-            self._arrived.append((value, size))
+        if self._state != "open":
+            return  # whoever has ended hears no more
+        if self._take is not None and self._receiver is not None:
+            self._take_for(self._receiver, self._take, value, size)
+            return
+        self._arrived.append((value, size))
+        self._wake_receiver()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _take_for(
+        self, receiver: Task, take: Callable[[Frame], object], value: Frame, size: int
+    ) -> None:
+        """What *receiver* would do with this frame if it were woken, without the waking."""
+        self._other._was_read(size)
+        try:
+            receiver.context.run(take, value)
+        except BaseException as error:  # noqa: BLE001 - it leaves `deliver_to`
+            self._failure = error
             self._wake_receiver()
 
     def _closed_there(self, reason: str) -> None:

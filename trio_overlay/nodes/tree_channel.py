@@ -377,18 +377,20 @@ class TreeChannel:
         return min(self._heard_at + pace.timeout, self._said_at + pace.interval)
 
     async def _read_frames(self, nursery: trio.Nursery) -> None:
-        while True:
-            try:
-                frame = await self._channel.receive()
-                self._heard_at = trio.current_time()
-                self._take(decode_tree(frame), len(frame), nursery)
-            except trio.EndOfChannel:
-                self.end(self._channel.close_reason or "closed by the neighbour")
-            except trio.BrokenResourceError as error:
-                self.end(self._channel.close_reason or "the connection was lost", error)
-            except ProtocolError as error:
-                logger.warning("the neighbour %s broke the protocol: %s", self.id, error)
-                self.end(f"it broke the protocol: {error}", error)
+        try:
+            await self._channel.deliver_to(lambda frame: self._hear(frame, nursery))
+        except trio.EndOfChannel:
+            self.end(self._channel.close_reason or "closed by the neighbour")
+        except trio.BrokenResourceError as error:
+            self.end(self._channel.close_reason or "the connection was lost", error)
+
+    def _hear(self, frame: Frame, nursery: trio.Nursery) -> None:
+        self._heard_at = trio.current_time()
+        try:
+            self._take(decode_tree(frame), len(frame), nursery)
+        except ProtocolError as error:
+            logger.warning("the neighbour %s broke the protocol: %s", self.id, error)
+            self.end(f"it broke the protocol: {error}", error)
 
     def _take(self, frame: TreeFrame, size: int, nursery: trio.Nursery) -> None:
         if not self._carries_messages and not isinstance(frame, TreeOnly):

@@ -14,6 +14,9 @@ from typing import NoReturn
 import trio
 import trio._core._run  # for `GLOBAL_RUN_CONTEXT`, which has no public name
 
+_MAX_JUMPS = 1_000
+"""After so many moments in which no task was woken Trio sees to signals and threads."""
+
 
 class Appointment:
     """Something that a timeline will do; `cancel` takes it off."""
@@ -110,20 +113,29 @@ class JumpingClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Trio asks this when no task is ready; seconds that it may sleep, which is none."""
-        if trio._core._run.GLOBAL_RUN_CONTEXT.runner.waiting_for_idle:
+        runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+        if runner.waiting_for_idle:
             return math.inf  # somebody is in `wait_all_tasks_blocked`: they come before any jump
         if self.is_stopped:
             return 0.0
-        moment = min(deadline, self.next_action_at)
-        if self._now < moment < math.inf:
-            self._now = moment
+        for _ in range(_MAX_JUMPS):
+            moment = min(deadline, self.next_action_at)
+            if self._now < moment < math.inf:
+                self._now = moment
+            self._act()
+            # Many an action wakes nobody: a pass of Trio's loop costs more than most of them.
+            deadline = runner.deadlines.next_deadline()
+            if runner.runq or deadline <= self._now or self.next_action_at == math.inf:
+                break
+        return 0.0
+
+    def _act(self) -> None:
         for timeline in self._timelines:
             try:
                 timeline.act(self._now)
             except BaseException as error:  # noqa: BLE001 - it leaves `keep`, instead of Trio's loop
                 self._failure = error
                 self._failed.set()
-        return 0.0
 
     @property
     def next_action_at(self) -> float:
