@@ -28,7 +28,7 @@ from trio_overlay.testing.determinism import (
 )
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
-from trio_overlay.testing.timeline import Timeline
+from trio_overlay.channels.timeline import Timeline
 
 SERVER = "ws://server:5000"
 

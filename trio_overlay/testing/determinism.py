@@ -22,7 +22,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import trio
 from trio.testing import MockClock
 
-from trio_overlay.testing.timeline import JumpingClock
+from trio_overlay.testing.clock import JumpingClock
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from trio_overlay.channels.network import PeerConnection
 from trio_overlay.errors import ConnectionFailed
 from trio_overlay.protocol.signals import Answer, Candidate, Irrelevant, Offer, Signal
 from trio_overlay.testing.cables import Cable
-from trio_overlay.testing.timeline import Appointment
+from trio_overlay.channels.timeline import Appointment
 
 if TYPE_CHECKING:
     from trio_overlay.testing.network import VirtualHost, VirtualNetwork

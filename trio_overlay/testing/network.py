@@ -39,7 +39,7 @@ from trio_overlay.testing.faults import (
 )
 from trio_overlay.testing.handshakes import VirtualPeer
 from trio_overlay.testing.history import History
-from trio_overlay.testing.timeline import Timeline
+from trio_overlay.channels.timeline import Timeline
 
 MAX_SOCKET_FRAME_SIZE = 2**20
 ROUND_TRIPS_TO_CONNECT = 3

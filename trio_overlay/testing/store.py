@@ -32,7 +32,7 @@ from trio_overlay.signaling.shared_store import (
     Whereabouts,
 )
 from trio_overlay.testing.faults import Latency
-from trio_overlay.testing.timeline import Timeline
+from trio_overlay.channels.timeline import Timeline
 
 ANSWER_TIMEOUT = 4.0
 """Seconds after which a session that owes an answer breaks, as with the real store."""

@@ -1,0 +1,104 @@
+"""What is to happen, and when: one task for all that will.
+
+A task for each timeout, or for each frame under way in a virtual network, would cost more than
+whatever it waits for.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import NoReturn
+
+import trio
+
+
+class Appointment:
+    """Something that a timeline will do; `cancel` takes it off."""
+
+    __slots__ = ("action", "at")
+
+    def __init__(self, at: float, action: Callable[[], object]) -> None:
+        self.at = at
+        self.action: Callable[[], object] | None = action
+        """None once it is done or cancelled."""
+
+    def cancel(self) -> None:
+        """Not to happen any more; whatever the action held is let go."""
+        self.action = None
+
+    def take(self) -> Callable[[], object] | None:
+        """What is to be done now, and only now; None if it was cancelled."""
+        action, self.action = self.action, None
+        return action
+
+
+class Timeline:
+    """Actions in the order of their moments, those of one moment in the order they were made.
+
+    They are done while `run` runs, in its task or in its place, and when it ends all are let go.
+    """
+
+    def __init__(self) -> None:
+        # The number keeps the order of equal moments, and keeps heapq from comparing further.
+        self._heap: list[tuple[float, int, Appointment]] = []
+        self._numbers = count()
+        self._alarm: trio.CancelScope | None = None
+        self._give_away: Callable[[Appointment], None] | None = None
+
+    def at(self, moment: float, action: Callable[[], object]) -> Appointment:
+        """Do *action* at *moment* by `trio.current_time`, or at once if that is past.
+
+        An action never waits, and what it raises comes out of `run`.
+        """
+        appointment = Appointment(moment, action)
+        if self._give_away is not None:
+            self._give_away(appointment)
+            return appointment
+        heappush(self._heap, (moment, next(self._numbers), appointment))
+        if self._alarm is not None and moment < self._alarm.deadline:
+            self._alarm.deadline = moment
+        return appointment
+
+    def after(self, delay: float, action: Callable[[], object]) -> Appointment:
+        """Do *action* in *delay* seconds."""
+        return self.at(trio.current_time() + delay, action)
+
+    async def run(self) -> None:
+        """Keep the appointments, until cancelled."""
+        clock = trio.lowlevel.current_clock()
+        if isinstance(clock, TimelineClock):
+            await clock.keep(self)
+        while True:
+            with trio.CancelScope(deadline=self._next_moment()) as self._alarm:
+                await trio.sleep_forever()
+            # While actions make new appointments there is no alarm to move.
+            self._alarm = None
+            now = trio.current_time()
+            while self._heap and self._heap[0][0] <= now:
+                action = heappop(self._heap)[2].take()
+                if action is not None:
+                    action()
+
+    def give_away(self, take: Callable[[Appointment], None]) -> None:
+        """Let somebody else do what is to be done: *take* gets all that is and will be."""
+        self._give_away = take
+        heap, self._heap = sorted(self._heap), []
+        for _, _, appointment in heap:
+            take(appointment)
+
+    def _next_moment(self) -> float:
+        while self._heap and self._heap[0][2].action is None:
+            heappop(self._heap)
+        return self._heap[0][0] if self._heap else math.inf
+
+
+class TimelineClock(trio.abc.Clock):
+    """A clock that keeps appointments itself, without waking a task for each."""
+
+    @abc.abstractmethod
+    async def keep(self, timeline: Timeline) -> NoReturn:
+        """Keep the appointments of *timeline*, until cancelled; what an action raises comes out."""

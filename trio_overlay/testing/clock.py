@@ -1,0 +1,110 @@
+"""A clock for runs without I/O, whose time jumps to what happens next."""
+
+from __future__ import annotations
+
+import contextvars
+import math
+from heapq import heappop, heappush
+from itertools import count
+from typing import NoReturn
+
+import trio
+import trio._core._run  # for `GLOBAL_RUN_CONTEXT`, which has no public name
+
+from trio_overlay.channels.timeline import Appointment, Timeline, TimelineClock
+
+_MAX_JUMPS = 1_000
+"""After so many moments in which no task was woken Trio sees to signals and threads."""
+
+
+class JumpingClock(TimelineClock):
+    """Virtual time that jumps to what happens next in the pass in which all tasks wait.
+
+    As `trio.testing.MockClock` with a threshold of 0, at half the cost of a story. That one lets
+    Trio make a pass in which nothing happens before it jumps, and a timeline's task wakes by a
+    cancellation before it can wake whom a frame is for: here both are one pass. But that one looks
+    for I/O before it jumps; this one does not, so it is for runs that have none.
+    """
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+        """While it is, time stands still even if all tasks wait."""
+        self._now = 0.0
+        self._heap: list[tuple[float, int, Appointment, _Keeper]] = []
+        self._numbers = count()
+
+    def start_clock(self) -> None:
+        """Time begins at 0, and goes nowhere by itself."""
+
+    def current_time(self) -> float:
+        return self._now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Trio asks this when no task is ready; seconds that it may sleep, which is none."""
+        runner = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+        if runner.waiting_for_idle:
+            return math.inf  # somebody is in `wait_all_tasks_blocked`: they come before any jump
+        if self.is_stopped:
+            return 0.0
+        for _ in range(_MAX_JUMPS):
+            moment = min(deadline, self.next_action_at)
+            if moment == math.inf:
+                break
+            self._now = max(self._now, moment)
+            self._act()
+            # Many an action wakes nobody: a pass of Trio's loop costs more than most of them.
+            deadline = runner.deadlines.next_deadline()
+            if runner.runq or deadline <= self._now:
+                break
+        return 0.0
+
+    def _act(self) -> None:
+        heap = self._heap
+        while heap and heap[0][0] <= self._now:
+            _, _, appointment, keeper = heappop(heap)
+            keeper.act(appointment)
+
+    @property
+    def next_action_at(self) -> float:
+        """When the next action of a timeline is due; infinity if there is none."""
+        heap = self._heap
+        while heap and (heap[0][2].action is None or heap[0][3].is_over):
+            heappop(heap)
+        return heap[0][0] if heap else math.inf
+
+    async def keep(self, timeline: Timeline) -> NoReturn:
+        keeper = _Keeper()
+
+        def take(appointment: Appointment) -> None:
+            heappush(self._heap, (appointment.at, next(self._numbers), appointment, keeper))
+
+        timeline.give_away(take)
+        await keeper.wait()
+
+
+class _Keeper:
+    """The task that keeps a timeline, as far as the clock acts in its place."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._failure: BaseException | None = None
+        self._failed = trio.Event()
+        self._context = contextvars.copy_context()
+
+    async def wait(self) -> NoReturn:
+        try:
+            await self._failed.wait()
+        finally:
+            self.is_over = True
+        assert self._failure is not None
+        raise self._failure
+
+    def act(self, appointment: Appointment) -> None:
+        action = appointment.take()
+        if action is None or self.is_over or self._failure is not None:
+            return
+        try:
+            self._context.run(action)
+        except BaseException as error:  # noqa: BLE001 - it leaves `keep`, instead of Trio's loop
+            self._failure = error
+            self._failed.set()
