@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from trio_overlay.channels.timeline import Timeline
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree import open_tree_node
 from trio_overlay.signaling.server import SignalingServer
@@ -28,7 +29,6 @@ from trio_overlay.testing.determinism import (
 )
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
-from trio_overlay.channels.timeline import Timeline
 
 SERVER = "ws://server:5000"
 

@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,12 +20,13 @@ import trio
 from trio_overlay.channels.internet import IceServer, Internet
 from trio_overlay.channels.network import Network
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.timeline import Appointment, Timeline
 from trio_overlay.errors import (
     JoinRefused,
     OutcomeError,
     UsageError,
 )
-from trio_overlay.nodes.heartbeat import Heartbeat, Pulse
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_channel import (
@@ -189,7 +191,9 @@ class TreeNode(TreeMessages):
 
         Once somebody reads, nothing is dropped: neighbours wait until their messages are read.
         """
-        self._open_messages(cast_limits, max_degree, rng)
+        self._timeline = Timeline()
+        """What this node does at its time; nothing of it waits, and all ends with the node."""
+        self._open_messages(cast_limits, max_degree, self._timeline, rng)
         self._bootstrap = bootstrap
         self._network = network
         self._rng = rng
@@ -198,13 +202,11 @@ class TreeNode(TreeMessages):
         self._entering = trio.CancelScope()
         """Around a `join` or `become_root` under way; there is one at a time."""
         self._heartbeat = heartbeat
-        self._pulse = Pulse()
         self._branch: Branch[SignalFrame] = Branch(number, max_degree, place_rule)
         self._branch.close()
         self._ancestry = Ancestry(self.id)
         self._way_up = WayUp(self, rejoins)
-        self._surprised = trio.Event()
-        """Set when the parent may have to be told of the free places here."""
+        self._is_about_to_report = False
         self._is_child = False
         """Whether the node has a parent, or looks for one."""
         self._is_root = False
@@ -212,7 +214,8 @@ class TreeNode(TreeMessages):
         """The links to children, and to applicants that have not taken our word yet."""
         self._children: dict[str, TreeChannel] = {}
         self._applicants: dict[str, Request] = {}
-        self._requests: dict[str, trio.CancelScope] = {}
+        self._requests: dict[str, tuple[Appointment, ...]] = {}
+        """Of each request that a child has or will have, what is done at its time."""
         self._roads = Roads(self)
         self._leaving = Leave(self)
         self._rootship = Rootship(self)
@@ -349,8 +352,7 @@ class TreeNode(TreeMessages):
         """Own everything that lives in time, until the node leaves."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._report)
-                self._nursery.start_soon(self._pulse.run)
+                self._nursery.start_soon(self._timeline.run)
                 self._start_messages(self._nursery)
                 task_status.started()
                 try:
@@ -417,18 +419,20 @@ class TreeNode(TreeMessages):
     def _note_surprise(self) -> None:
         """If our parent may have to be told of the free places here, see to it soon."""
         belief = self._branch.belief
-        if belief is not None and (self._branch.is_surprising or belief.is_behind):
-            self._surprised.set()
+        if (
+            not self._is_about_to_report
+            and belief is not None
+            and (self._branch.is_surprising or belief.is_behind)
+        ):
+            self._is_about_to_report = True
+            self._timeline.after(REPORT_INTERVAL, self._report)
 
-    async def _report(self) -> None:
+    def _report(self) -> None:
         """Tell the parent what it cannot know of the free places here; seldom, and all at once."""
-        while True:
-            await self._surprised.wait()
-            await trio.sleep(REPORT_INTERVAL)
-            self._surprised = trio.Event()
-            report = self._branch.report()
-            if report is not None and self.parent is not None:
-                self.parent.post(Report(*report))
+        self._is_about_to_report = False
+        report = self._branch.report()
+        if report is not None and self.parent is not None:
+            self.parent.post(Report(*report))
 
     def _cut_off(self) -> None:
         """There is no way to the root: turn down everybody who is on the way in."""
@@ -542,25 +546,19 @@ class TreeNode(TreeMessages):
     def _begin_request(self, origin: str) -> None:
         """Own the request of *origin*, which a child has or will have, if that is not so yet."""
         if origin not in self._requests:
-            scope = self._requests[origin] = trio.CancelScope()
-            self._nursery.start_soon(self._live_with_request, origin, scope)
+            self._requests[origin] = (
+                self._timeline.after(REPLACE_TIMEOUT, partial(self._branch.settle, origin)),
+                self._timeline.after(self.request_timeout, partial(self._expire_request, origin)),
+            )
 
     def _end_request(self, origin: str) -> None:
-        scope = self._requests.pop(origin, None)
-        if scope is not None:
-            scope.cancel()
+        for appointment in self._requests.pop(origin, ()):
+            appointment.cancel()
 
-    async def _live_with_request(self, origin: str, scope: trio.CancelScope) -> None:
-        scope.deadline = trio.current_time() + self.request_timeout
-        with scope:
-            await trio.sleep(REPLACE_TIMEOUT)
-            self._branch.settle(origin)
-            await trio.sleep_forever()
-        if self._requests.get(origin) is scope:
-            # Its time is over: whoever was to connect has, or will not.
-            del self._requests[origin]
-            self._branch.forget(origin)
-            self._roads.end_request(origin, "its time is over")
+    def _expire_request(self, origin: str) -> None:
+        """Its time is over: whoever was to connect has, or will not."""
+        self._forget_request(origin)
+        self._roads.end_request(origin, "its time is over")
 
     # --- children -------------------------------------------------------------------------
 
@@ -589,22 +587,23 @@ class TreeNode(TreeMessages):
 
     async def _live_with_link(self, origin: str, connection: Connection) -> None:
         link = self._links[origin] = self._channel_to(connection, is_parent=False)
+        too_late = self._timeline.after(
+            self.request_timeout, partial(self._expect_to_be_taken, link)
+        )
         try:
-            async with open_background_nursery() as nursery:
-                if HEAL in link.extensions:
-                    link.post(Descend(self._ancestry.descent))
-                    nursery.start_soon(self._expect_to_be_taken, link)
-                else:
-                    self._take_child(origin)
-                await link.run()
+            if HEAL in link.extensions:
+                link.post(Descend(self._ancestry.descent))
+            else:
+                self._take_child(origin)
+            await link.run()
         finally:
+            too_late.cancel()
             del self._links[origin]
             self._roads.lose(link)
             if origin in self._children:
                 self._lose_child(link)
 
-    async def _expect_to_be_taken(self, link: TreeChannel) -> None:
-        await trio.sleep(self.request_timeout)
+    def _expect_to_be_taken(self, link: TreeChannel) -> None:
         if link.id in self._applicants:
             link.end("it did not take this node for its parent in time")
 
@@ -649,7 +648,7 @@ class TreeNode(TreeMessages):
             network=self._network,
             rng=self._rng,
             heartbeat=heartbeat or self._heartbeat,
-            pulse=self._pulse,
+            timeline=self._timeline,
             messages=self.messages,
             on_frame=on_frame or self._take_frame,
             on_cast=self._casts.take,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.timeline import Appointment, Timeline
 from trio_overlay.errors import (
     MalformedFrame,
     MessageTooLarge,
@@ -88,14 +88,16 @@ class CastMessage:
 class Casts:
     """One node's; it belongs to the node, and lives in its nursery."""
 
-    def __init__(self, node_id: str, limits: CastLimits, max_degree: int) -> None:
+    def __init__(
+        self, node_id: str, limits: CastLimits, max_degree: int, timeline: Timeline
+    ) -> None:
         self.stream: Stream[CastMessage] = Stream(
             max_bytes=CAST_WINDOW // 2, keeps_what_is_read=True, on_leave=self._on_read
         )
         self.routes = RoutingTable(node_id, max(1000, MAX_ROUTES // max_degree))
         self.above: CastLink | None = None
         self.below: dict[str, CastLink] = {}
-        self.outboxes = Outboxes(node_id, to_root=self.push_up, to_target=self._route)
+        self.outboxes = Outboxes(node_id, timeline, to_root=self.push_up, to_target=self._route)
         self.is_top = False
         """Whether this node has the pen: a root, or one below a node of the old protocol."""
         self.count_missed = 0
@@ -104,6 +106,7 @@ class Casts:
         self.on_lost_child: Callable[[str], None]
         self._id = node_id
         self._limits = limits
+        self._timeline = timeline
         self._is_closed = False
         self._callers: set[trio.CancelScope] = set()
         self._path: tuple[str, ...] = ()
@@ -129,14 +132,14 @@ class Casts:
         self._pings: dict[int, float] = {}
         self._count_pings = 0
         self._got_pong = trio.Event()
-        self._has_routes_to_tell = trio.Event()
+        self._next_ping: Appointment | None = None
+        self._next_news: Appointment | None = None
+        """When the parent is told again who is below; None if that can be at once."""
 
     def start(self, nursery: trio.Nursery) -> None:
         """Live in *nursery*, the node's, until it is cancelled."""
         self._nursery = nursery
         nursery.start_soon(self._write_the_log)
-        nursery.start_soon(self.outboxes.keep_sending)
-        nursery.start_soon(self._keep_reporting)
 
     # --- what the application asks for ----------------------------------------------------
 
@@ -190,6 +193,8 @@ class Casts:
         if self.above is not None and self.above.channel is not parent:
             self.above.scope.cancel()
             self.above = None
+            if self._next_ping is not None:
+                self._next_ping.cancel()
         if is_top and not self.is_top:
             self._count_logs += 1
             self._log.begin(f"{self._id}.{self._count_logs}", 0)
@@ -546,6 +551,8 @@ class Casts:
             link.queue = deque()
             link.position = self._log.end
         self._nursery.start_soon(self._serve, link)
+        if link.speaks_casts:
+            self._measure()
 
     def _link(self, channel: TreeChannel, queue: deque[Outgoing]) -> CastLink:
         return CastLink(
@@ -626,30 +633,27 @@ class Casts:
     # --- the rest -------------------------------------------------------------------------
 
     def _report_routes(self) -> None:
-        self._has_routes_to_tell.set()
-
-    async def _keep_reporting(self) -> None:
         """Tell the parent who is below: at once, but not again within a quarter of a second."""
-        while True:
-            self._has_routes_to_tell = trio.Event()
-            if self.above is None or not self.above.speaks_casts or not self.routes.has_news:
-                await self._has_routes_to_tell.wait()
-                continue
-            for news in self.routes.take_news():
-                self.above.channel.post(news)
-            await trio.sleep(ROUTES_INTERVAL)
+        if self._next_news is None:
+            self._next_news = self._timeline.after(0, self._tell_news)
+
+    def _tell_news(self) -> None:
+        self._next_news = None
+        if self.above is None or not self.above.speaks_casts or not self.routes.has_news:
+            return
+        for news in self.routes.take_news():
+            self.above.channel.post(news)
+        self._next_news = self._timeline.after(ROUTES_INTERVAL, self._tell_news)
 
     async def _serve(self, link: CastLink) -> None:
         with link.scope:
-            async with open_background_nursery() as nursery:
-                if link is self.above and link.speaks_casts:
-                    nursery.start_soon(self._keep_measuring, link)
-                await link.write()
+            await link.write()
 
-    async def _keep_measuring(self, link: CastLink) -> None:
-        while True:
-            self._ping(link)
-            await trio.sleep(PING_INTERVAL)
+    def _measure(self) -> None:
+        """Measure the round-trip time to the parent, now and every half minute."""
+        assert self.above is not None
+        self._ping(self.above)
+        self._next_ping = self._timeline.after(PING_INTERVAL, self._measure)
 
     def _ping(self, link: CastLink) -> None:
         self._count_pings += 1

@@ -7,7 +7,6 @@ a callback, and messages and further connections stay here.
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +19,7 @@ import trio
 from trio_overlay.channels.channel import Channel, Frame
 from trio_overlay.channels.network import Network
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.timeline import Appointment, Timeline
 from trio_overlay.errors import (
     ConnectionFailed,
     JoinTimeout,
@@ -28,7 +28,7 @@ from trio_overlay.errors import (
     OutcomeError,
     ProtocolError,
 )
-from trio_overlay.nodes.heartbeat import Heartbeat, Pulse
+from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream, Substream
 from trio_overlay.protocol.ancestry import Descent, Number
 from trio_overlay.protocol.cast_frames import CastFrame
@@ -76,8 +76,6 @@ MAX_CONNECTIONS = 16
 """Dedicated channels that a neighbour may have opened to us and that nobody has taken yet."""
 CONNECTION_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 2.0
-EARLY = 0.1
-"""How much earlier than it is due a sign of life may be given, as a fraction of the interval."""
 
 
 TreeOnly: TypeAlias = (
@@ -126,7 +124,7 @@ class TreeChannel:
         network: Network,
         rng: random.Random,
         heartbeat: Heartbeat,
-        pulse: Pulse,
+        timeline: Timeline,
         messages: Stream[Message],
         on_frame: Callable[[TreeChannel, TreeOnly], None],
         on_cast: Callable[[TreeChannel, CastFrame, int], None],
@@ -143,9 +141,11 @@ class TreeChannel:
         self._network = network
         self._rng = rng
         self._heartbeat = heartbeat
-        self._pulse = pulse
+        self._timeline = timeline
         self._heard_at = trio.current_time()
         self._said_at = float("-inf")
+        self._next_look: Appointment | None = None
+        """When the signs of life are seen to."""
         self._on_frame = on_frame
         self._on_cast = on_cast
         self._messages = Substream(messages, lambda message: message.channel is self)
@@ -346,10 +346,13 @@ class TreeChannel:
             with self._scope:
                 async with open_background_nursery() as self._nursery:
                     self._write_if_posted()
-                    with self._pulse.keeping(self._keep_alive):
-                        await self._read_frames(self._nursery)
+                    if HEAL in self.extensions:
+                        self._keep_alive()
+                    await self._read_frames(self._nursery)
         finally:
             self._nursery = None
+            if self._next_look is not None:
+                self._next_look.cancel()
             self.end("the node left")
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
                 await self._channel.aclose(self._close_reason or "")
@@ -359,22 +362,21 @@ class TreeChannel:
             for road in self._roads.values():  # those of `open_channel`, which others run
                 road.fail(ConnectionFailed(f"the channel to {self.id} ended"))
 
-    def _keep_alive(self) -> float:
-        """Say something now and then, and end when the neighbour does not; when to see to it next.
+    def _keep_alive(self) -> None:
+        """Say something now and then, and end when the neighbour does not.
 
         A parent says more than enough: each number of the root passes through it.
         """
-        if HEAL not in self.extensions:
-            return math.inf
         now = trio.current_time()
         pace = self._heartbeat
         if now >= self._heard_at + pace.timeout:
             reason = f"no sign of life for {pace.timeout:g} s"
             self.end(reason, ConnectionFailed(reason))
-            return math.inf
-        if now >= self._said_at + (1 - EARLY) * pace.interval:
+            return
+        if now >= self._said_at + pace.interval:
             self.post(Beat(self.waits_with))
-        return min(self._heard_at + pace.timeout, self._said_at + pace.interval)
+        due_at = min(self._heard_at + pace.timeout, self._said_at + pace.interval)
+        self._next_look = self._timeline.at(due_at, self._keep_alive)
 
     async def _read_frames(self, nursery: trio.Nursery) -> None:
         try:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from trio_overlay.channels.timeline import Appointment
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.protocol.json import JSON
@@ -37,7 +39,7 @@ class Leave:
     def __init__(self, node: TreeNode) -> None:
         self._node = node
         self.has_begun = False
-        self._leavers: dict[TreeChannel, trio.CancelScope] = {}
+        self._leavers: dict[TreeChannel, Appointment] = {}
         self._left_behind: set[TreeChannel] = set()
         self._child_gone = trio.Event()
 
@@ -82,9 +84,9 @@ class Leave:
             child.post(Leaving(carries=self._node.parent is not None))
 
     def note_child_gone(self, child: TreeChannel) -> None:
-        scope = self._leavers.pop(child, None)
-        if scope is not None:
-            scope.cancel()
+        deadline = self._leavers.pop(child, None)
+        if deadline is not None:
+            deadline.cancel()
         self._child_gone.set()
 
     def note_parent_gone(self, parent: TreeChannel) -> None:
@@ -104,8 +106,8 @@ class Leave:
                 self._left_behind.add(link)
                 node._nursery.start_soon(self._leave_behind, link, frame.carries)
         elif node._children.get(link.id) is link and link not in self._leavers:
-            scope = self._leavers[link] = trio.CancelScope()
-            node._nursery.start_soon(self._expect_to_go, link, scope)
+            reason = "it said that it was leaving, and has not left"
+            self._leavers[link] = node._timeline.after(GO_TIMEOUT, partial(link.end, reason))
             node._carry_out_all(node._branch.lose(link.id))
 
     async def _leave_behind(self, parent: TreeChannel, carries: bool) -> None:
@@ -124,11 +126,6 @@ class Leave:
                 logger.info("%s finds no other parent: %s", node.id, error)
             if node.parent is not parent:
                 return
-
-    async def _expect_to_go(self, child: TreeChannel, scope: trio.CancelScope) -> None:
-        with scope:
-            await trio.sleep(GO_TIMEOUT)
-            child.end("it said that it was leaving, and has not left")
 
     async def linger(self, old: TreeChannel) -> None:
         """Part from a former parent, when what it was about to say has come.

@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import trio
 
+from trio_overlay.channels.timeline import Timeline
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_cast_links import CastLimits
 from trio_overlay.nodes.tree_casts import CastMessage, Casts
@@ -42,8 +43,10 @@ class TreeMessages(abc.ABC):
     @abc.abstractmethod
     def max_degree(self) -> int: ...
 
-    def _open_messages(self, limits: CastLimits, max_degree: int, rng: random.Random) -> None:
-        self._casts = Casts(self.id, limits, max_degree)
+    def _open_messages(
+        self, limits: CastLimits, max_degree: int, timeline: Timeline, rng: random.Random
+    ) -> None:
+        self._casts = Casts(self.id, limits, max_degree, timeline)
         self._gathers = Gathers(self._casts, rng)
         self._gathers.set_answer(SNAPSHOT_TOPIC, self._answer_snapshot, None)
         self._opened_at = trio.current_time()

@@ -5,6 +5,7 @@ Which way it goes is tree_casts.py's business; what comes back says here what ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import trio
 
+from trio_overlay.channels.timeline import Appointment, Timeline
 from trio_overlay.errors import DeliveryFailed, PeerNotFound
 from trio_overlay.nodes.tree_cast_links import CAST_WINDOW, CastLink, cost_of
 from trio_overlay.protocol.cast_frames import Cast, Letter, encode_cast
@@ -39,7 +41,7 @@ class _Box:
     waiting: dict[int, trio.Event] = field(default_factory=dict)
     sending: trio.StrictFIFOLock = field(default_factory=trio.StrictFIFOLock)
     has_room: trio.Event = field(default_factory=trio.Event)
-    due_at: float = float("inf")
+    due_at: float = math.inf
     delay: float = RESEND_DELAY
     unknown_since: float | None = None
     failure: str | None = None
@@ -58,14 +60,18 @@ class _Box:
 class Outboxes:
     """One node's: a box for all, and one for each node that it is writing to."""
 
-    def __init__(self, node_id: str, *, to_root: Way[Cast], to_target: Way[Letter]) -> None:
+    def __init__(
+        self, node_id: str, timeline: Timeline, *, to_root: Way[Cast], to_target: Way[Letter]
+    ) -> None:
         self._id = node_id
+        self._timeline = timeline
         self._to_root = to_root
         self._to_target = to_target
         self._sequence = 0
         self._to_all = _Box()
         self._letters: dict[str, _Box] = {}
-        self._resend_sooner = trio.Event()
+        self._next: Appointment | None = None
+        """When something is sent again."""
 
     def __len__(self) -> int:
         """To how many nodes letters are under way."""
@@ -161,14 +167,14 @@ class Outboxes:
                 arrived.set()
         else:
             box.due_at = min(box.due_at, now + RESEND_DELAY / 3)
-            self._resend_sooner.set()
+            self._plan()
 
     def _settle(self, box: _Box, sequence: int) -> None:
         if box.outbox.settle(sequence):
             box.unknown_since = box.failure = None
             box.note_room()
             box.delay = RESEND_DELAY
-            box.due_at = trio.current_time() + box.delay if box.outbox else float("inf")
+            box.due_at = trio.current_time() + box.delay if box.outbox else math.inf
             for waiting, arrived in box.waiting.items():
                 if waiting <= sequence:
                     arrived.set()
@@ -181,33 +187,35 @@ class Outboxes:
             if box.outbox:
                 box.delay = RESEND_DELAY
                 box.due_at = trio.current_time()
-        self._resend_sooner.set()
+        self._plan()
 
-    async def keep_sending(self) -> None:
-        """Send again what is due; runs until cancelled."""
-        while True:
-            self._resend_sooner = trio.Event()
-            due_at = min(box.due_at for box in self._boxes())
-            with trio.move_on_at(due_at):
-                await self._resend_sooner.wait()
-            now = trio.current_time()
-            if self._to_all.due_at <= now:
-                self._send_again(self._to_all, self._send_to_all)
-            for target, box in list(self._letters.items()):
-                if box.due_at <= now:
-                    self._send_again(box, partial(self._send_letter, target))
+    def _plan(self) -> None:
+        """See to it that what is due is sent at its time."""
+        if self._next is not None:
+            self._next.cancel()
+        due_at = min(box.due_at for box in self._boxes())
+        self._next = None if due_at == math.inf else self._timeline.at(due_at, self._send_due)
+
+    def _send_due(self) -> None:
+        now = trio.current_time()
+        if self._to_all.due_at <= now:
+            self._send_again(self._to_all, self._send_to_all)
+        for target, box in list(self._letters.items()):
+            if box.due_at <= now:
+                self._send_again(box, partial(self._send_letter, target))
+        self._plan()
 
     def _boxes(self) -> list[_Box]:
         return [self._to_all, *self._letters.values()]
 
     def _expect_answer(self, box: _Box) -> None:
-        if box.due_at == float("inf"):
+        if box.due_at == math.inf:
             box.delay = RESEND_DELAY
             box.due_at = trio.current_time() + box.delay
-            self._resend_sooner.set()
+            self._plan()
 
     def _send_again(self, box: _Box, send: Callable[[Unsettled], None]) -> None:
-        box.due_at = float("inf")
+        box.due_at = math.inf
         if not box.outbox:
             return
         box.due_at = trio.current_time() + box.delay

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-import trio
-
+from trio_overlay.channels.timeline import Appointment
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.protocol.json import JSON
@@ -36,25 +35,30 @@ class Pulls:
         self._node = node
         self._pulling = Pulling()
         self._is_climbing = False
-        self._term = trio.CancelScope()
-        """Around this node's time as the root."""
+        self._next_round: Appointment | None = None
 
     @property
     def is_quiet(self) -> bool:
         """Whether, at the root, there are no holes that leaves are to be pulled up to."""
         return not self._pulling.is_expecting
 
-    async def run(self) -> None:
+    def begin(self) -> None:
         """Be the root that pulls, for as long as this node is the root."""
-        node = self._node
-        self._term.cancel()
+        if self._next_round is not None:
+            self._next_round.cancel()
         self._pulling = Pulling()
-        with trio.CancelScope() as self._term:
-            while node._rootship.is_active:
-                await trio.sleep(PULL_INTERVAL)
-                pull = self._pulling.next_round(node._branch.view, node.max_degree)
-                if pull is not None:
-                    self._pass_on(pull)
+        self._plan_round()
+
+    def _plan_round(self) -> None:
+        self._next_round = self._node._timeline.after(PULL_INTERVAL, self._pull)
+
+    def _pull(self) -> None:
+        node = self._node
+        pull = self._pulling.next_round(node._branch.view, node.max_degree)
+        if pull is not None:
+            self._pass_on(pull)
+        if node._rootship.is_active:
+            self._plan_round()
 
     def take(self, parent: TreeChannel, pull: Pull) -> None:
         """The *parent* passes on a wish of the root's."""

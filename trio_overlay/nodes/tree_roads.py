@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from trio_overlay.channels.timeline import Appointment
 from trio_overlay.errors import ConnectionFailed, MalformedFrame
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.protocol.bootstrap import SignalFrame, signal_frame
@@ -55,8 +57,9 @@ class _Source:
 
     link: TreeChannel
     name: str
+    end: Appointment
+    """When it is forgotten."""
     rank: int = 0
-    life: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Roads:
@@ -297,21 +300,17 @@ class Roads:
 
     def _add_source(self, origin: str, link: TreeChannel, name: str) -> None:
         self._drop_source(origin)
-        source = self._sources[origin] = _Source(link, name)
+        end = self._node._timeline.after(
+            self._node.request_timeout, partial(self._drop_source, origin)
+        )
+        self._sources[origin] = _Source(link, name, end)
         self._origins[link, name] = origin
-        self._node._nursery.start_soon(self._live_with_source, origin, source)
-
-    async def _live_with_source(self, origin: str, source: _Source) -> None:
-        with source.life:
-            await trio.sleep(self._node.request_timeout)
-        if self._sources.get(origin) is source:
-            self._drop_source(origin)
 
     def _drop_source(self, origin: str) -> _Source | None:
         source = self._sources.pop(origin, None)
         if source is not None:
             del self._origins[source.link, source.name]
-            source.life.cancel()
+            source.end.cancel()
         return source
 
     def _answering_road(self, link: TreeChannel, name: str) -> NeighbourRoad:

@@ -90,10 +90,10 @@ class Standby:
         """The children, or the parent, are others than before."""
         if self._node._children and not self._is_about_to_introduce:
             self._is_about_to_introduce = True
-            self._node._nursery.start_soon(self._introduce)
+            delay = INTRODUCTION_DELAY * (1 + self._node._rng.random())
+            self._node._timeline.after(delay, self._introduce)
 
-    async def _introduce(self) -> None:
-        await trio.sleep(INTRODUCTION_DELAY * (1 + self._node._rng.random()))
+    def _introduce(self) -> None:
         self._is_about_to_introduce = False
         children = self._node._children.values()
         self._told = {child: whom for child, whom in self._told.items() if child in children}

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
-from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import JoinRefused, OutcomeError, ServerLost, ServerUnreachable
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_events import ParentClose, ParentConnect, ParentError
@@ -192,23 +192,27 @@ class WayUp:
 
     async def _live_with_way_up(self, way: _Way, deadline: float) -> None:
         link = way.link
-        async with open_background_nursery() as nursery:
-            if HEAL in link.extensions:
-                self._ancestry.holds = True
-                link.waits_with = self._ancestry.number
-                nursery.start_soon(self._expect_confirmation, way, deadline)
-            elif self.parent is None and not self._node.is_root:
-                before = self._ancestry.descent
-                self._ancestry.meet_old_parent()
-                self._take_parent(way)
-                self._node._after_change(before, is_news=False)
-                self._begin_to_issue()
-            else:
-                link.end("it cannot say where it stands, and this node has a place")
+        if HEAL in link.extensions:
+            self._ancestry.holds = True
+            link.waits_with = self._ancestry.number
+        elif self.parent is None and not self._node.is_root:
+            before = self._ancestry.descent
+            self._ancestry.meet_old_parent()
+            self._take_parent(way)
+            self._node._after_change(before, is_news=False)
+            self._begin_to_issue()
+        else:
+            link.end("it cannot say where it stands, and this node has a place")
+        too_late = self._node._timeline.at(
+            min(deadline, trio.current_time() + CONFIRM_TIMEOUT),
+            partial(self._expect_confirmation, way),
+        )
+        try:
             await link.run()
+        finally:
+            too_late.cancel()
 
-    async def _expect_confirmation(self, way: _Way, deadline: float) -> None:
-        await trio.sleep_until(min(deadline, trio.current_time() + CONFIRM_TIMEOUT))
+    def _expect_confirmation(self, way: _Way) -> None:
         if not way.is_confirmed:
             way.link.end("it did not say in time where it stands")
 
@@ -290,18 +294,20 @@ class WayUp:
         """Be the one whose numbers all below this node pass on, as it may have been all along."""
         if not self._is_issuing:
             self._is_issuing = True
-            self._node._nursery.start_soon(self._issue_numbers)
+            self._plan_to_issue()
 
-    async def _issue_numbers(self) -> None:
-        while True:
-            # A little more often than signs of life are due, which are not needed then.
-            await trio.sleep(0.9 * self._node._heartbeat.interval)
-            if not self._ancestry.issues:
-                break  # there is a parent now that passes numbers on
-            before = self._ancestry.descent
-            self._ancestry.issue()
-            self._node._after_change(before)
-        self._is_issuing = False
+    def _plan_to_issue(self) -> None:
+        # A little more often than signs of life are due, which are not needed then.
+        self._node._timeline.after(0.9 * self._node._heartbeat.interval, self._issue_number)
+
+    def _issue_number(self) -> None:
+        self._is_issuing = self._ancestry.issues
+        if not self._is_issuing:
+            return  # there is a parent now that passes numbers on
+        before = self._ancestry.descent
+        self._ancestry.issue()
+        self._node._after_change(before)
+        self._plan_to_issue()
 
     def stand_on_top(self, *, is_news: bool) -> None:
         """Be the root of what is below, whoever was above.
@@ -320,4 +326,4 @@ class WayUp:
             old.end("this node is the root")
         node._after_change(before, is_news=is_news and old is None)
         self._begin_to_issue()
-        node._nursery.start_soon(node._pulls.run)
+        node._pulls.begin()

@@ -17,9 +17,9 @@ import trio
 
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.memory import MemoryChannel, memory_channel_pair
+from trio_overlay.channels.timeline import Appointment, Timeline
 from trio_overlay.testing.faults import Carrier, Conditions, Latency
 from trio_overlay.testing.history import History
-from trio_overlay.channels.timeline import Appointment, Timeline
 
 if TYPE_CHECKING:
     from trio_overlay.testing.network import VirtualHost

@@ -14,10 +14,10 @@ import trio
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.memory import MemoryChannel
 from trio_overlay.channels.network import PeerConnection
+from trio_overlay.channels.timeline import Appointment
 from trio_overlay.errors import ConnectionFailed
 from trio_overlay.protocol.signals import Answer, Candidate, Irrelevant, Offer, Signal
 from trio_overlay.testing.cables import Cable
-from trio_overlay.channels.timeline import Appointment
 
 if TYPE_CHECKING:
     from trio_overlay.testing.network import VirtualHost, VirtualNetwork

@@ -25,6 +25,7 @@ from trio_overlay.channels.network import (
     UpgradeRequest,
 )
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.timeline import Timeline
 from trio_overlay.errors import ConfigurationError, ServerRefused, ServerUnreachable, UsageError
 from trio_overlay.testing.cables import Cable, Way, Wire
 from trio_overlay.testing.faults import (
@@ -39,7 +40,6 @@ from trio_overlay.testing.faults import (
 )
 from trio_overlay.testing.handshakes import VirtualPeer
 from trio_overlay.testing.history import History
-from trio_overlay.channels.timeline import Timeline
 
 MAX_SOCKET_FRAME_SIZE = 2**20
 ROUND_TRIPS_TO_CONNECT = 3

@@ -14,6 +14,7 @@ from typing import Self
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.timeline import Timeline
 from trio_overlay.errors import ClusterUnavailable
 from trio_overlay.protocol.cluster import (
     COMMON_CHANNEL,
@@ -32,7 +33,6 @@ from trio_overlay.signaling.shared_store import (
     Whereabouts,
 )
 from trio_overlay.testing.faults import Latency
-from trio_overlay.channels.timeline import Timeline
 
 ANSWER_TIMEOUT = 4.0
 """Seconds after which a session that owes an answer breaks, as with the real store."""
