@@ -28,7 +28,7 @@ class PeerConnection(abc.ABC):
 
         The answering end has none before it was given an offer. Cancelled, no signal is lost.
 
-        trio.EndOfChannel: this end has said all it will say.
+        trio.EndOfChannel: this end has said all it will say, or it is connected.
         ConnectionFailed: the connection cannot come up any more.
         """
 

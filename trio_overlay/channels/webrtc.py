@@ -118,7 +118,7 @@ class WebRTCPeer(PeerConnection):
                 return self._to_say.popleft()
             if self._failure is not None:
                 self._raise_failure()
-            if self._has_said_all:
+            if self._has_said_all or self.channel is not None:
                 raise trio.EndOfChannel
             await self._changed.park()
 

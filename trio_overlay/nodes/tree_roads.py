@@ -97,7 +97,7 @@ class Roads:
         name = self._make_name()
         is_first = True
 
-        async def carry(signal: Signal) -> None:
+        def say(signal: Signal) -> None:
             nonlocal is_first
             value = encode_signal(signal)
             if is_first:
@@ -108,9 +108,8 @@ class Roads:
                 link.post(RoadRequest(name, wish, frame))
             else:
                 link.post(RoadSignal(name, value))
-            await trio.lowlevel.checkpoint_if_cancelled()
 
-        road = self._own[link, name] = NeighbourRoad(name, carry)
+        road = self._own[link, name] = NeighbourRoad(name, say)
         try:
             async with connect_over(road, self._node._network, timeout=ROAD_TIMEOUT) as connection:
                 yield connection
@@ -316,13 +315,12 @@ class Roads:
     def _answering_road(self, link: TreeChannel, name: str) -> NeighbourRoad:
         extensions = EXTENSIONS
 
-        async def carry(signal: Signal) -> None:
+        def say(signal: Signal) -> None:
             nonlocal extensions
             link.post(RoadSignal(name, encode_signal(signal), extensions))
             extensions = frozenset()
-            await trio.lowlevel.checkpoint_if_cancelled()
 
-        return NeighbourRoad(name, carry)
+        return NeighbourRoad(name, say)
 
     def _make_name(self) -> str:
         return f"{self._node._rng.getrandbits(64):016x}"

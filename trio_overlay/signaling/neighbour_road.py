@@ -8,35 +8,68 @@ is kept in mind by those in between is in protocol/crossings.py.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
 
-from trio_overlay.channels.network import Network
+from trio_overlay.channels.channel import Channel
+from trio_overlay.channels.network import Network, PeerConnection
 from trio_overlay.errors import ConnectionFailed, JoinRefused, JoinTimeout
 from trio_overlay.protocol.signals import Signal
 from trio_overlay.signaling.bootstrap import Connection, Request
-from trio_overlay.signaling.handshake import shake_hands
-from trio_overlay.signaling.roads import PushedRoad
+from trio_overlay.signaling.roads import MAX_SIGNALS
 
 
-class NeighbourRoad(PushedRoad):
-    """One end of a road; its owner delivers to it what comes."""
+class NeighbourRoad:
+    """One end of a road; its owner delivers to it what comes, and *says* what goes out.
 
-    def __init__(self, name: str, carry: Callable[[Signal], Awaitable[None]]) -> None:
-        super().__init__(carry)
+    Neither ever waits, so a handshake over it takes no tasks besides the one that wants it.
+    """
+
+    def __init__(self, name: str, say: Callable[[Signal], object]) -> None:
         self.name = name
         self.extensions: frozenset[str] = frozenset()
         """What the other end said it understands."""
         self.ended = trio.Event()
         """Set when the other end has said its last, or cannot be reached any more."""
+        self._say = say
+        self._peer: PeerConnection | None = None
+        self._early: deque[Signal] = deque()
+        """What came before there was a peer connection for it."""
+        self._shaking = trio.CancelScope()
+        self._failure: ConnectionFailed | None = None
+
+    def deliver(self, signal: Signal) -> None:
+        """The other end said *signal*."""
+        if self._peer is not None:
+            self._peer.signal_nowait(signal)
+        elif len(self._early) < MAX_SIGNALS:
+            self._early.append(signal)
 
     def end(self, reason: str, *, is_connected: bool = False) -> None:
         """The other end has said its last: it *is connected*, or has given up."""
         self.ended.set()
-        if not is_connected:
-            self.fail(ConnectionFailed(reason))
+        if not is_connected and self._failure is None:
+            self._failure = ConnectionFailed(reason)
+            self._shaking.cancel()
+
+    async def shake_hands(self, peer: PeerConnection, timeout: float) -> Channel | None:
+        """As `handshake.shake_hands`; None if it took more than *timeout* seconds."""
+        self._peer = peer
+        for signal in self._early:
+            peer.signal_nowait(signal)
+        self._shaking.deadline = trio.current_time() + timeout
+        with self._shaking:
+            with contextlib.suppress(trio.EndOfChannel):
+                while True:
+                    self._say(await peer.next_signal())
+            return await peer.connected()
+        if self._failure is not None:
+            raise self._failure
+        return None
 
 
 @asynccontextmanager
@@ -49,9 +82,8 @@ async def connect_over(
     ConnectionFailed: the other end has given up, or the road is broken.
     """
     async with network.open_peer(initiator=True) as peer:
-        with trio.move_on_after(timeout) as scope:
-            channel = await shake_hands(peer, road)
-        if scope.cancelled_caught:
+        channel = await road.shake_hands(peer, timeout)
+        if channel is None:
             raise JoinTimeout(f"no connection over a neighbour within {timeout:g} s")
         yield Connection(channel, None, road.name, road.extensions)
 
@@ -65,11 +97,11 @@ async def answer_over(
     JoinRefused: the applicant has withdrawn. JoinTimeout, ConnectionFailed: as in `connect_over`.
     """
     async with network.open_peer(initiator=False) as peer:
-        with trio.move_on_after(timeout) as deadline, request.scope as scope:
+        with request.scope as scope:
             request.attach(peer)
-            channel = await shake_hands(peer, road)
+            channel = await road.shake_hands(peer, timeout)
         if scope.cancelled_caught:
             raise JoinRefused(f"{request.origin} has withdrawn: {request.withdrawn}")
-        if deadline.cancelled_caught:
+        if channel is None:
             raise JoinTimeout(f"{request.origin} did not connect within {timeout:g} s")
         yield Connection(channel, None, request.origin, request.extensions)

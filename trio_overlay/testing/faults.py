@@ -6,9 +6,10 @@ with the same kind of action the latest wins; a way is cut as long as any rule c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 Carrier: TypeAlias = Literal["peer", "socket"]
@@ -49,8 +50,13 @@ class Selector:
         """Whether the way from *source* to *target* is among these."""
         return self._matches(source, target) or (self.is_mutual and self._matches(target, source))
 
+    def pick(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Who of *names* is a source here, and who a target."""
+        names = list(names)
+        return list(filter(_fits(self.sources), names)), list(filter(_fits(self.targets), names))
+
     def _matches(self, source: str, target: str) -> bool:
-        return _fits(source, self.sources) and _fits(target, self.targets)
+        return _fits(self.sources)(source) and _fits(self.targets)(target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,12 @@ def conditions_of(
     return Conditions(latency, bool(cuts), min(noticed, default=None), loss, delay, failure, pace)
 
 
-def _fits(name: str, patterns: Iterable[str]) -> bool:
+@lru_cache(maxsize=1024)
+def _fits(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a name fits one of *patterns*."""
     # A name fits itself, whatever of it could be read as a pattern: "[::1]:5000".
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+    names = frozenset(patterns)
+    shapes = [pattern for pattern in patterns if any(special in pattern for special in "*?[")]
+    if not shapes:
+        return names.__contains__
+    return lambda name: name in names or any(fnmatchcase(name, shape) for shape in shapes)

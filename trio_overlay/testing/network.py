@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from itertools import count
+from itertools import count, product
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -88,6 +88,8 @@ class VirtualNetwork:
         self._rules: list[Rule] = []
         self._frozen: dict[str, Rule] = {}
         self._ways: dict[tuple[str, str], Way] = {}
+        self._ends: dict[str, None] = {}
+        """Whatever ways begin or end at."""
         self._numbers = count(1)
         # Each of these is in its table for as long as somebody's block or task is open.
         self._cables: dict[int, Cable] = {}
@@ -421,6 +423,7 @@ class VirtualNetwork:
         if way is None:
             rng = random.Random(f"{self.seed}/{source}/{target}")
             way = self._ways[source, target] = Way(source, target, rng, self._find_conditions)
+            self._ends.update({source: None, target: None})
         return way
 
     def _find_conditions(self, source: str, target: str, carrier: Carrier) -> Conditions:
@@ -449,16 +452,24 @@ class VirtualNetwork:
 
     def _refresh(self, rule: Rule) -> None:
         """*rule* is in force now, or no longer."""
-        touched = set()
-        for ends, way in self._ways.items():
-            if rule.selector.matches(*ends):
-                way.forget_conditions()
-                touched.add(ends)
+        touched = self._find_ways(rule.selector)
+        for ends in touched:
+            self._ways[ends].forget_conditions()
         for cable in list(self._cables.values()):
             if cable.names in touched or cable.names[::-1] in touched:
                 self._refresh_cable(cable)
         for caller, callee in list(self._waiting.values()):
             self._connect(caller, callee)
+
+    def _find_ways(self, selector: Selector) -> set[tuple[str, str]]:
+        """The ends of all ways that *selector* means, of those that anything has gone."""
+        sources, targets = selector.pick(self._ends)
+        if len(sources) * len(targets) > len(self._ways):
+            return {ends for ends in self._ways if selector.matches(*ends)}
+        found = {ends for ends in product(sources, targets) if ends in self._ways}
+        if selector.is_mutual:
+            found |= {ends for ends in product(targets, sources) if ends in self._ways}
+        return found
 
     def _refresh_cable(self, cable: Cable) -> None:
         one, other = cable.names
