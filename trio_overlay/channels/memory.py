@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NoReturn, TypeAlias
 
 import trio
@@ -189,7 +190,7 @@ class MemoryChannel(Channel):
         self._arrived.clear()
         self._wake_all()
         if was_open:
-            self._put(lambda: self._other._closed_there(reason), None)
+            self._put(partial(self._other._closed_there, reason), None)
 
     def kill(self, reason: str = "the connection was lost") -> None:
         """Break both ends at once, as when a cable is cut and both notice.
@@ -228,7 +229,7 @@ class MemoryChannel(Channel):
     def _transmit(self, value: Frame, size: int) -> None:
         self._unread_bytes += size
         self._unread_frames += 1
-        self._put(lambda: self._other._arrive(value, size), value)
+        self._put(partial(self._other._arrive, value, size), value)
 
     def _put(self, arrival: Callable[[], None], frame: Frame | None) -> None:
         if self._wire is None:

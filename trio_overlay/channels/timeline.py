@@ -43,6 +43,8 @@ class Timeline:
     """
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = trio.current_time
+        """The time by which appointments are kept: as `trio.current_time`, and cheaper."""
         # The number keeps the order of equal moments, and keeps heapq from comparing further.
         self._heap: list[tuple[float, int, Appointment]] = []
         self._numbers = count()
@@ -65,11 +67,12 @@ class Timeline:
 
     def after(self, delay: float, action: Callable[[], object]) -> Appointment:
         """Do *action* in *delay* seconds."""
-        return self.at(trio.current_time() + delay, action)
+        return self.at(self.now() + delay, action)
 
     async def run(self) -> None:
         """Keep the appointments, until cancelled."""
         clock = trio.lowlevel.current_clock()
+        self.now = clock.current_time
         if isinstance(clock, TimelineClock):
             await clock.keep(self)
         while True:
@@ -77,7 +80,7 @@ class Timeline:
                 await trio.sleep_forever()
             # While actions make new appointments there is no alarm to move.
             self._alarm = None
-            now = trio.current_time()
+            now = self.now()
             while self._heap and self._heap[0][0] <= now:
                 action = heappop(self._heap)[2].take()
                 if action is not None:

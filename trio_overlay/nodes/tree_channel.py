@@ -169,7 +169,6 @@ class TreeChannel:
         """Set when messages may be sent: the neighbour has been told that it is one, or we have."""
         self.waits_with: Number | None = None
         """The number that this node has frozen, while it waits for the other end to confirm it."""
-        self._scope = trio.CancelScope()
         self._close_reason: str | None = None
         self._is_closed_here = False
         self._failure: Exception | None = None
@@ -296,7 +295,7 @@ class TreeChannel:
         """
         if not self.is_open:
             return
-        self._said_at = trio.current_time()
+        self._said_at = self._timeline.now()
         if self._posted or not self._write_nowait(frame):
             self._queue(frame)
 
@@ -328,7 +327,8 @@ class TreeChannel:
         if self._close_reason is None:
             self._close_reason = reason
             self._failure = failure
-            self._scope.cancel()
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
             self._may_send.set()
             self._credit_came.set()
 
@@ -343,12 +343,13 @@ class TreeChannel:
     async def run(self) -> None:
         """Live: read, write, until either end closes or this is cancelled; then close for good."""
         try:
-            with self._scope:
-                async with open_background_nursery() as self._nursery:
-                    self._write_if_posted()
-                    if HEAL in self.extensions:
-                        self._keep_alive()
-                    await self._read_frames(self._nursery)
+            async with open_background_nursery() as self._nursery:
+                if not self.is_open:
+                    return
+                self._write_if_posted()
+                if HEAL in self.extensions:
+                    self._keep_alive()
+                await self._read_frames()
         finally:
             self._nursery = None
             if self._next_look is not None:
@@ -367,7 +368,7 @@ class TreeChannel:
 
         A parent says more than enough: each number of the root passes through it.
         """
-        now = trio.current_time()
+        now = self._timeline.now()
         pace = self._heartbeat
         if now >= self._heard_at + pace.timeout:
             reason = f"no sign of life for {pace.timeout:g} s"
@@ -378,23 +379,23 @@ class TreeChannel:
         due_at = min(self._heard_at + pace.timeout, self._said_at + pace.interval)
         self._next_look = self._timeline.at(due_at, self._keep_alive)
 
-    async def _read_frames(self, nursery: trio.Nursery) -> None:
+    async def _read_frames(self) -> None:
         try:
-            await self._channel.deliver_to(lambda frame: self._hear(frame, nursery))
+            await self._channel.deliver_to(self._hear)
         except trio.EndOfChannel:
             self.end(self._channel.close_reason or "closed by the neighbour")
         except trio.BrokenResourceError as error:
             self.end(self._channel.close_reason or "the connection was lost", error)
 
-    def _hear(self, frame: Frame, nursery: trio.Nursery) -> None:
-        self._heard_at = trio.current_time()
+    def _hear(self, frame: Frame) -> None:
+        self._heard_at = self._timeline.now()
         try:
-            self._take(decode_tree(frame), len(frame), nursery)
+            self._take(decode_tree(frame), len(frame))
         except ProtocolError as error:
             logger.warning("the neighbour %s broke the protocol: %s", self.id, error)
             self.end(f"it broke the protocol: {error}", error)
 
-    def _take(self, frame: TreeFrame, size: int, nursery: trio.Nursery) -> None:
+    def _take(self, frame: TreeFrame, size: int) -> None:
         if not self._carries_messages and not isinstance(frame, TreeOnly):
             logger.info("%s sends what only a neighbour may: it is ignored", self)
             return
@@ -406,7 +407,7 @@ class TreeChannel:
                 self._credit_came.set()
                 self._credit_came = trio.Event()
             case ConnectionSignal(name, signal):
-                self._take_signal(name, signal, nursery)
+                self._take_signal(name, signal)
             case ConnectionRefused(name, reason):
                 road = self._roads.get(name) or self._accepting.get(name)
                 if road is not None:
@@ -425,15 +426,15 @@ class TreeChannel:
         if self._unread > MAX_UNREAD:
             self.end("its messages were read too slowly, and it does not wait")
 
-    def _take_signal(self, name: str, value: JSON, nursery: trio.Nursery) -> None:
+    def _take_signal(self, name: str, value: JSON) -> None:
         signal = decode_signal(value)
         road = self._roads.get(name) or self._accepting.get(name)
-        if road is None and isinstance(signal, Offer):
+        if road is None and isinstance(signal, Offer) and self._nursery is not None:
             if len(self._accepting) + len(self.incoming) >= MAX_CONNECTIONS:
                 self.post(ConnectionRefused(name, "too many wait to be taken"))
                 return
             road = self._accepting[name] = PushedRoad(self._carrier(name))
-            nursery.start_soon(self._accept, name, road)
+            self._nursery.start_soon(self._accept, name, road)
         if road is not None:
             road.deliver(signal)
 

@@ -8,7 +8,7 @@ parent is full, it passes them on to where the shallowest free place is, as anyb
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -44,9 +44,9 @@ class Leave:
         self._child_gone = trio.Event()
 
     @property
-    def leavers(self) -> frozenset[TreeChannel]:
-        """Children that hold no place any more, and hand over children of their own."""
-        return frozenset(self._leavers)
+    def leavers(self) -> KeysView[TreeChannel]:
+        """Children that hold no place any more, and hand over their own; a live view."""
+        return self._leavers.keys()
 
     # --- this node leaves -----------------------------------------------------------------
 

@@ -179,7 +179,7 @@ class Roads:
     # --- frames ---------------------------------------------------------------------------
 
     def take(self, link: TreeChannel, frame: RoadRequest | RoadSignal | RoadEnd) -> None:
-        self._crossings.expire(trio.current_time())
+        self._crossings.expire(self._node._timeline.now())
         match frame:
             case RoadRequest():
                 self._take_request(link, frame)

@@ -72,13 +72,19 @@ class ClientConnection:
             self.life.deadline = trio.current_time() + CLOSE_TIMEOUT
             self._writer.unpark()
 
+    async def _send(self, text: str) -> None:
+        try:
+            self.channel.send_nowait(text)
+        except trio.WouldBlock:
+            await self.channel.send(text)
+
     async def write(self) -> None:
         try:
             while True:
                 if self._queue:
                     text = self._queue.popleft()
                     try:
-                        await self.channel.send(text)
+                        await self._send(text)
                     except MessageTooLarge as error:
                         # This client's limit is lower than the sender's was.
                         logger.info("a frame for %s is dropped: %s", self.name, error)

@@ -11,9 +11,8 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
-
-import trio
 
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.memory import MemoryChannel, memory_channel_pair
@@ -90,8 +89,9 @@ class Wire:
         if self._is_dead:
             return
         conditions = self.way.conditions(self._carrier)
-        now = trio.current_time()
-        arrives_at = max(now + self.way.draw_delay(conditions.latency), self._last_arrival_at)
+        arrives_at = self._timeline.now() + self.way.draw_delay(conditions.latency)
+        if arrives_at < self._last_arrival_at:
+            arrives_at = self._last_arrival_at
         if conditions.frames_per_second is not None:
             arrives_at = max(arrives_at, self._last_arrival_at + 1 / conditions.frames_per_second)
         self._last_arrival_at = arrives_at
@@ -103,7 +103,7 @@ class Wire:
         """The rules have changed: what was held goes on if the way is free now."""
         conditions = self.way.conditions(self._carrier)
         if not conditions.is_cut and self._under_way and self._next is None:
-            again_at = trio.current_time() + self.way.draw_delay(conditions.latency)
+            again_at = self._timeline.now() + self.way.draw_delay(conditions.latency)
             self._next = self._timeline.at(max(again_at, self._under_way[0][0]), self._arrive)
 
     def die(self) -> None:
@@ -117,7 +117,7 @@ class Wire:
         self._next = None
         if self.way.conditions(self._carrier).is_cut:
             return  # held; `resume` sends it on
-        now = trio.current_time()
+        now = self._timeline.now()
         while self._under_way and self._under_way[0][0] <= now:
             self._under_way.popleft()[1]()
         if self._under_way and self._next is None:
@@ -154,10 +154,7 @@ class Cable:
         """Put a channel on the wires; its two ends, in the order of `names`."""
         self.ends = memory_channel_pair(
             max_frame_size=max_frame_size,
-            wires=(
-                lambda arrival, frame: self._carry(0, arrival, frame),
-                lambda arrival, frame: self._carry(1, arrival, frame),
-            ),
+            wires=(partial(self._carry, 0), partial(self._carry, 1)),
         )
         return self.ends
 

@@ -47,11 +47,14 @@ class JumpingClock(TimelineClock):
         if self.is_stopped:
             return 0.0
         for _ in range(_MAX_JUMPS):
-            moment = min(deadline, self.next_action_at)
+            action_at = self.next_action_at
+            moment = min(action_at, deadline)
             if moment == math.inf:
                 break
-            self._now = max(self._now, moment)
-            self._act()
+            if moment > self._now:
+                self._now = moment
+            if action_at <= self._now:
+                self._act()
             # Many an action wakes nobody: a pass of Trio's loop costs more than most of them.
             deadline = runner.deadlines.next_deadline()
             if runner.runq or deadline <= self._now:
