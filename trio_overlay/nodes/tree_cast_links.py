@@ -79,6 +79,7 @@ class CastLink:
         kept_at: Callable[[CastLink], Kept | None],
         on_sent: Callable[[CastLink], None],
         held: Callable[[CastLink], int],
+        nursery: trio.Nursery,
     ) -> None:
         self.channel = channel
         self.speaks_casts = CASTS in channel.extensions
@@ -96,7 +97,6 @@ class CastLink:
         self.held_bytes = 0
         """What came over this link and is still in our hands, if it is a child's."""
         self.round_trip_time: float | None = None
-        self.scope = trio.CancelScope()
         self.queue = queue
         """What is sent besides the log; the node's own, if this is the link to the parent."""
         self._queued = 0
@@ -108,15 +108,22 @@ class CastLink:
         self._allowance = 0  # bytes that the other end may send
         self._moved_at = 0.0  # when it last took something, or had nothing to take
         self._log_is_next = False
-        self._wake = trio.Event()
+        self._nursery = nursery
+        self._writing: trio.CancelScope | None = None
+        """Around the task that sends; there is one while there is something to be sent."""
+        self._is_over = False
+        self._got_credit = trio.Event()
 
     @property
     def id(self) -> str:
         return self.channel.id
 
     def wake(self) -> None:
-        """There is something new to be sent, or credit for it."""
-        self._wake.set()
+        """There may be something new to be sent."""
+        if self._writing is None and not self._is_over and self._has_something:
+            self._moved_at = trio.current_time()  # it had nothing to take
+            self._writing = trio.CancelScope()
+            self._nursery.start_soon(self._write, self._writing)
 
     def put_nowait(self, frame: CastFrame) -> bool:
         """Queue *frame* for this child; False if it was dropped, because too much waits already."""
@@ -131,7 +138,7 @@ class CastLink:
     def take_credit(self, size: int) -> None:
         self._credit += size
         self._moved_at = trio.current_time()
-        self.wake()
+        self._got_credit.set()
 
     def count_received(self, size: int) -> None:
         """The neighbour has sent *size* bytes.
@@ -149,35 +156,45 @@ class CastLink:
             self._allowance += owed
             self.channel.post(CastCredit(owed))
 
-    async def write(self) -> None:
-        """Send what there is, as fast as it is taken, until the channel ends."""
-        while self.channel.is_open:
-            if not self.queue and not self.past and self._kept_at(self) is None:
-                await self._sleep()
-                self._moved_at = trio.current_time()
-                continue
-            deadline = float("inf")
+    async def _write(self, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await self._write_all()
+        finally:
+            self._writing = None
+
+    async def _write_all(self) -> None:
+        """Send what there is, as fast as it is taken, or until the channel ends."""
+        while self.channel.is_open and self._has_something:
+            deadline = math.inf
             if not self.channel.is_parent:
                 deadline = self._moved_at + self._limits.stall_timeout
             with trio.move_on_at(deadline) as patience:
                 if self.speaks_casts and self._credit <= 0:
-                    await self._sleep()
+                    self._got_credit = trio.Event()
+                    await self._got_credit.wait()
                 elif not await self._send_next():
                     return
             if patience.cancelled_caught:
                 seconds = self._limits.stall_timeout
                 self.channel.end(f"it has taken no messages for {seconds:g} s")
 
+    def end(self) -> None:
+        """The neighbour is none any more."""
+        self._is_over = True
+        if self._writing is not None:
+            self._writing.cancel()
+
     def clear(self) -> None:
         """The child is gone, and what was queued for it."""
-        self.scope.cancel()
+        self.end()
         for outgoing in self.queue:
             outgoing.leave()
         self.queue.clear()
 
-    async def _sleep(self) -> None:
-        self._wake = trio.Event()
-        await self._wake.wait()
+    @property
+    def _has_something(self) -> bool:
+        return bool(self.queue or self.past) or self._kept_at(self) is not None
 
     async def _send_next(self) -> bool:
         """Send one thing, of the queue and of the log in turns; False if the link has ended."""

@@ -191,7 +191,7 @@ class Casts:
         The parent has confirmed us.
         """
         if self.above is not None and self.above.channel is not parent:
-            self.above.scope.cancel()
+            self.above.end()
             self.above = None
             if self._next_ping is not None:
                 self._next_ping.cancel()
@@ -217,7 +217,6 @@ class Casts:
             link.grant()
         else:
             link.position = self._log.end
-        self._nursery.start_soon(self._serve, link)
 
     def lose_child(self, channel: TreeChannel) -> None:
         link = self.below.pop(channel.id, None)
@@ -550,7 +549,7 @@ class Casts:
         else:
             link.queue = deque()
             link.position = self._log.end
-        self._nursery.start_soon(self._serve, link)
+        link.wake()
         if link.speaks_casts:
             self._measure()
 
@@ -562,6 +561,7 @@ class Casts:
             kept_at=self._kept_at,
             on_sent=self._update_held,
             held=lambda link: self._held_bytes if link is self.above else link.held_bytes,
+            nursery=self._nursery,
         )
 
     # --- letters --------------------------------------------------------------------------
@@ -644,10 +644,6 @@ class Casts:
         for news in self.routes.take_news():
             self.above.channel.post(news)
         self._next_news = self._timeline.after(ROUTES_INTERVAL, self._tell_news)
-
-    async def _serve(self, link: CastLink) -> None:
-        with link.scope:
-            await link.write()
 
     def _measure(self) -> None:
         """Measure the round-trip time to the parent, now and every half minute."""
