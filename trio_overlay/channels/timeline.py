@@ -30,11 +30,6 @@ class Appointment:
         """Not to happen any more; whatever the action held is let go."""
         self.action = None
 
-    def take(self) -> Callable[[], object] | None:
-        """What is to be done now, and only now; None if it was cancelled."""
-        action, self.action = self.action, None
-        return action
-
 
 class Timeline:
     """Actions in the order of their moments, those of one moment in the order they were made.
@@ -82,7 +77,8 @@ class Timeline:
             self._alarm = None
             now = self.now()
             while self._heap and self._heap[0][0] <= now:
-                action = heappop(self._heap)[2].take()
+                appointment = heappop(self._heap)[2]
+                action, appointment.action = appointment.action, None
                 if action is not None:
                     action()
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard, cast, get_args
 
 import trio
 
@@ -92,6 +92,12 @@ TreeOnly: TypeAlias = (
     | PullUp
 )
 """Frames that are about the tree, and so the node's business and not the channel's."""
+_TREE_ONLY = frozenset(get_args(TreeOnly))
+
+
+def _is_tree_only(frame: TreeFrame) -> TypeGuard[TreeOnly]:
+    # Most frames are. To ask a union of so many types takes as long as to read the frame.
+    return type(frame) in _TREE_ONLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +402,10 @@ class TreeChannel:
             self.end(f"it broke the protocol: {error}", error)
 
     def _take(self, frame: TreeFrame, size: int) -> None:
-        if not self._carries_messages and not isinstance(frame, TreeOnly):
+        if _is_tree_only(frame):
+            self._on_frame(self, frame)
+            return
+        if not self._carries_messages:
             logger.info("%s sends what only a neighbour may: it is ignored", self)
             return
         match frame:
@@ -412,13 +421,8 @@ class TreeChannel:
                 road = self._roads.get(name) or self._accepting.get(name)
                 if road is not None:
                     road.fail(ConnectionFailed(f"{self.id} refused: {reason}"))
-            case (
-                JoinRequest() | Withdraw() | Descend() | Beat() | Report()
-                | RoadRequest() | RoadSignal() | RoadEnd() | Leaving() | StandBy() | PullUp()
-            ):  # fmt: skip
-                self._on_frame(self, frame)
             case _:
-                self._on_cast(self, frame, size)
+                self._on_cast(self, cast("CastFrame", frame), size)  # nothing else is left
 
     def _take_data(self, data: JSON, size: int) -> None:
         self._unread += size

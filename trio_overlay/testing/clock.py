@@ -65,7 +65,13 @@ class JumpingClock(TimelineClock):
         heap = self._heap
         while heap and heap[0][0] <= self._now:
             _, _, appointment, keeper = heappop(heap)
-            keeper.act(appointment)
+            action, appointment.action = appointment.action, None
+            if action is None or keeper.is_over:
+                continue
+            try:
+                keeper.context.run(action)
+            except BaseException as error:  # noqa: BLE001 - it leaves `keep`, not Trio's loop
+                keeper.fail(error)
 
     @property
     def next_action_at(self) -> float:
@@ -90,9 +96,9 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.is_over = False
+        self.context = contextvars.copy_context()
         self._failure: BaseException | None = None
         self._failed = trio.Event()
-        self._context = contextvars.copy_context()
 
     async def wait(self) -> NoReturn:
         try:
@@ -102,12 +108,7 @@ class _Keeper:
         assert self._failure is not None
         raise self._failure
 
-    def act(self, appointment: Appointment) -> None:
-        action = appointment.take()
-        if action is None or self.is_over or self._failure is not None:
-            return
-        try:
-            self._context.run(action)
-        except BaseException as error:  # noqa: BLE001 - it leaves `keep`, instead of Trio's loop
-            self._failure = error
-            self._failed.set()
+    def fail(self, error: BaseException) -> None:
+        self.is_over = True
+        self._failure = error
+        self._failed.set()
