@@ -170,6 +170,11 @@ class Branch(Generic[FrameT]):
         return tuple(self._applicants)
 
     @property
+    def count_taken(self) -> int:
+        """How many places children and applicants have."""
+        return len(self._children) + len(self._applicants)
+
+    @property
     def requests(self) -> tuple[str, ...]:
         """The origins of the delegated and the waiting requests, oldest first."""
         return tuple(self._requests)

@@ -95,6 +95,8 @@ class TreeWorld(VirtualWorld):
         """The numbers of the letters that came, by who heard them and who sent them."""
         self._confirmed: dict[int, str] = {}
         """Who was written to in each letter that was confirmed."""
+        self._has_news = False
+        """Whether somebody has heard something since the last check."""
         self._numbers = itertools.count(1)
 
     @property
@@ -189,6 +191,7 @@ class TreeWorld(VirtualWorld):
 
         def hear(message: CastMessage) -> None:
             if is_told(message.data):
+                self._has_news = True
                 number = cast("int", content_of(message.data))
                 if message.is_broadcast:
                     self._heard[node.id].append(number)
@@ -201,8 +204,12 @@ class TreeWorld(VirtualWorld):
 
     def _check_messages(self) -> None:
         """Nobody hears anything twice, or in another order than the others."""
+        count_terms = self._count_terms()
+        if not self._has_news:
+            return
+        self._has_news = False
         in_order: list[int] = []
-        if self._count_terms() == 1 and ROOT in self.nodes:
+        if count_terms == 1 and ROOT in self.nodes:
             in_order = self._heard[self.nodes[ROOT].id]
         places = {number: place for place, number in enumerate(in_order)}
         for name, node in self.nodes.items():
@@ -260,12 +267,15 @@ class TreeWorld(VirtualWorld):
         self.check_lives()
         self._check_messages()
         for name, node in self.nodes.items():
-            taken = len(node._branch.children) + len(node._branch.applicants)
+            branch, ancestry = node._branch, node._ancestry
+            taken = branch.count_taken
             assert taken <= self.max_degree, f"{name} has {taken} places taken"
             assert node.children_count <= self.max_degree
-            assert node.path or not node._branch.is_open, f"{name}, cut off, takes children"
-            has_a_way = node._ancestry.issues or node.parent is not None
-            assert has_a_way or not node.path, f"{name}, an orphan, believes that it has a way up"
+            assert ancestry.path or not branch.is_open, f"{name}, cut off, takes children"
+            has_a_way = ancestry.issues or node.parent is not None
+            assert has_a_way or not ancestry.path, (
+                f"{name}, an orphan, believes that it has a way up"
+            )
         self._check_places()
         self._check_confirmed_links()
 
@@ -416,8 +426,9 @@ class TreeWorld(VirtualWorld):
         """Each node's parent, by name, whose end of their connection is among those of *owners*."""
         found: dict[str, str] = {}
         for name, node in self.nodes.items():
-            if node.parent is not None:
-                owner = owners.get(_end_of(node.parent).other_end)
+            parent = node.parent
+            if parent is not None:
+                owner = owners.get(_end_of(parent).other_end)
                 if owner is not None:
                     found[name] = owner
         return found
