@@ -217,6 +217,7 @@ async def test_other_servers_are_asked_and_answered(autojump_clock: Clock) -> No
         assert others.peers.holds("ada")
         others.peers.deliver_nowait(peer_signal("far", "ada", OFFER))
         assert await hear(ada) == signal("far", "ada")
+        await trio.testing.wait_all_tasks_blocked()
         assert others.forwarded == [peer_signal("ada", "far", OFFER)]
         await ada.aclose()
         await trio.testing.wait_all_tasks_blocked()

@@ -190,31 +190,29 @@ class BootstrapService(ClusterMember):
         self, client: Client, connection: ClientConnection, silence_timeout: float
     ) -> None:
         """Take in what *client* says, until its connection has ended, or is silent for too long."""
-        while True:
-            text = None
-            try:
-                with trio.move_on_after(silence_timeout):
+        with trio.move_on_after(silence_timeout) as patience:
+            while True:
+                try:
                     text = await connection.channel.receive()
-            except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-            if text is None:
-                logger.warning(
-                    "%s is silent for %g s: it is closed", connection.name, silence_timeout
-                )
-                return
-            now = trio.current_time()
-            try:
-                connection.check_allowance(now, len(text))
-                frame = decode_bootstrap(text)
-                actions = self.switchboard.receive(now, client, frame)
-            except ProtocolError as error:
-                logger.info("%s is closed: %s", connection.name, error)
-                connection.close_nowait(str(error))
-                await connection.closed.wait()
-                return
-            if isinstance(client, Root) and not isinstance(frame, _OF_ROOTS):
-                logger.debug("%s said what a root has no business to say", connection.name)
-            self._act(actions)
+                except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+                    return
+                now = trio.current_time()
+                patience.deadline = now + silence_timeout
+                try:
+                    connection.check_allowance(now, len(text))
+                    frame = decode_bootstrap(text)
+                    actions = self.switchboard.receive(now, client, frame)
+                except ProtocolError as error:
+                    logger.info("%s is closed: %s", connection.name, error)
+                    connection.close_nowait(str(error))
+                    break
+                if isinstance(client, Root) and not isinstance(frame, _OF_ROOTS):
+                    logger.debug("%s said what a root has no business to say", connection.name)
+                self._act(actions)
+        if patience.cancelled_caught:
+            logger.warning("%s is silent for %g s: it is closed", connection.name, silence_timeout)
+        else:
+            await connection.closed.wait()
 
     def _act(self, actions: Iterable[Action]) -> None:
         """Do what the switchboard decided; never waits."""

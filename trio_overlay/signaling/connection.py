@@ -61,6 +61,8 @@ class ClientConnection:
             self._queue.clear()
             self.close_nowait("you do not read what you are sent")
             return
+        if not self._queued_bytes and self._send_at_once(text):
+            return
         self._queue.append(text)
         self._queued_bytes += len(text)
         self._writer.unpark()
@@ -72,11 +74,21 @@ class ClientConnection:
             self.life.deadline = trio.current_time() + CLOSE_TIMEOUT
             self._writer.unpark()
 
-    async def _send(self, text: str) -> None:
+    def _send_at_once(self, text: str) -> bool:
+        """Say *text* if that need not wait; whether it is done with."""
         try:
             self.channel.send_nowait(text)
         except trio.WouldBlock:
-            await self.channel.send(text)
+            return False
+        except MessageTooLarge as error:
+            self._drop(error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader meets the same
+        return True
+
+    def _drop(self, error: MessageTooLarge) -> None:
+        # This client's limit is lower than the sender's was.
+        logger.info("a frame for %s is dropped: %s", self.name, error)
 
     async def write(self) -> None:
         try:
@@ -84,10 +96,9 @@ class ClientConnection:
                 if self._queue:
                     text = self._queue.popleft()
                     try:
-                        await self._send(text)
+                        await self.channel.send(text)
                     except MessageTooLarge as error:
-                        # This client's limit is lower than the sender's was.
-                        logger.info("a frame for %s is dropped: %s", self.name, error)
+                        self._drop(error)
                     self._queued_bytes -= len(text)
                 elif self._close_reason is not None:
                     await self.channel.aclose(self._close_reason)
