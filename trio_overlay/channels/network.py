@@ -7,9 +7,12 @@ others that live in one process under a virtual clock. Nodes and clients know on
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
+
+import trio
 
 from trio_overlay.channels.channel import Channel
 from trio_overlay.protocol.signals import Signal
@@ -51,6 +54,17 @@ class PeerConnection(abc.ABC):
 
         ConnectionFailed: it did not come up; the message says why.
         """
+
+    async def connect(self, say: Callable[[Signal], object]) -> Channel:
+        """Call *say* with each signal for the other end, until the channel is open; that channel.
+
+        *say* never waits. It may be called in the moment in which there is something to be said,
+        outside of any task; what it raises comes out here. Otherwise as `connected`.
+        """
+        with contextlib.suppress(trio.EndOfChannel):
+            while True:
+                say(await self.next_signal())
+        return await self.connected()
 
 
 class Network(abc.ABC):

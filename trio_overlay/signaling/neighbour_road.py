@@ -8,7 +8,6 @@ is kept in mind by those in between is in protocol/crossings.py.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -63,10 +62,7 @@ class NeighbourRoad:
             peer.signal_nowait(signal)
         self._shaking.deadline = trio.current_time() + timeout
         with self._shaking:
-            with contextlib.suppress(trio.EndOfChannel):
-                while True:
-                    self._say(await peer.next_signal())
-            return await peer.connected()
+            return await peer.connect(self._say)
         if self._failure is not None:
             raise self._failure
         return None

@@ -63,6 +63,9 @@ class VirtualPeer(PeerConnection):
         self._count_signals = 0
         self._candidates_of: set[int] = set()
         self._changed = trio.lowlevel.ParkingLot()
+        self._listener: Callable[[Signal], object] | None = None
+        """Who is told what this end says, and what came of that if it failed."""
+        self._error: BaseException | None = None
         self._appointments: list[Appointment] = []
         if is_initiator:
             self._describe()
@@ -110,6 +113,19 @@ class VirtualPeer(PeerConnection):
                 raise ConnectionFailed(self.failure)
             await self._changed.park()
         return self.channel
+
+    async def connect(self, say: Callable[[Signal], object]) -> Channel:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._unsent:
+            say(self._unsent.popleft())
+        self._listener = say
+        try:
+            return await self.connected()
+        finally:
+            self._listener = None
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
 
     def knows_a_way_to(self, other: VirtualPeer) -> bool:
         """Whether *other*'s description and one of its candidates are here."""
@@ -211,9 +227,16 @@ class VirtualPeer(PeerConnection):
                 self._later(delay, say)
 
     def _say(self, signal: Signal, *, is_last: bool) -> None:
-        self._unsent.append(signal)
         self._has_said_all = is_last
-        self._changed.unpark_all()
+        if self._listener is None:
+            self._unsent.append(signal)
+            self._changed.unpark_all()
+            return
+        try:
+            self._listener(signal)
+        except BaseException as error:  # noqa: BLE001 - it leaves `connect`
+            self._error = error
+            self.fail("nobody takes its signals")
 
     def _later(self, delay: float, action: Callable[[], None]) -> None:
         self._appointments.append(self.network.timeline.after(delay, action))
