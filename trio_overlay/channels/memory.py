@@ -115,7 +115,8 @@ class MemoryChannel(Channel):
     async def send(self, value: Frame) -> None:
         size = self._checked_size(value)
         await checkpoint()
-        self._check_sendable()
+        if self._state != "open":
+            self._raise_not_sendable()
         if not self._senders and self._has_room(size):
             self._transmit(value, size)
             return
@@ -130,11 +131,12 @@ class MemoryChannel(Channel):
 
         await wait_task_rescheduled(abort)
         if not outgoing.was_sent:
-            self._check_sendable()
+            self._raise_not_sendable()
 
     def send_nowait(self, value: Frame) -> None:
         size = self._checked_size(value)
-        self._check_sendable()
+        if self._state != "open":
+            self._raise_not_sendable()
         if self._senders or not self._has_room(size):
             raise trio.WouldBlock
         self._transmit(value, size)
@@ -215,11 +217,10 @@ class MemoryChannel(Channel):
             )
         return size
 
-    def _check_sendable(self) -> None:
+    def _raise_not_sendable(self) -> NoReturn:
         if self._state == "closed here":
             raise trio.ClosedResourceError
-        if self._state != "open":
-            raise trio.BrokenResourceError(self._reason)
+        raise trio.BrokenResourceError(self._reason)
 
     def _has_room(self, size: int) -> bool:
         return not self._unread_frames or (
@@ -271,7 +272,8 @@ class MemoryChannel(Channel):
     def _was_read(self, size: int) -> None:
         self._unread_bytes -= size
         self._unread_frames -= 1
-        self._admit_senders()
+        if self._senders:
+            self._admit_senders()
 
     def _admit_senders(self) -> None:
         while self._senders:

@@ -46,8 +46,11 @@ class JumpingClock(TimelineClock):
             return math.inf  # somebody is in `wait_all_tasks_blocked`: they come before any jump
         if self.is_stopped:
             return 0.0
+        heap = self._heap
         for _ in range(_MAX_JUMPS):
-            action_at = self.next_action_at
+            while heap and (heap[0][2].action is None or heap[0][3].is_over):
+                heappop(heap)
+            action_at = heap[0][0] if heap else math.inf
             moment = min(action_at, deadline)
             if moment == math.inf:
                 break
@@ -74,12 +77,12 @@ class JumpingClock(TimelineClock):
                 keeper.fail(error)
 
     @property
-    def next_action_at(self) -> float:
-        """When the next action of a timeline is due; infinity if there is none."""
-        heap = self._heap
-        while heap and (heap[0][2].action is None or heap[0][3].is_over):
-            heappop(heap)
-        return heap[0][0] if heap else math.inf
+    def has_appointments(self) -> bool:
+        """Whether some timeline has something left to do."""
+        return any(
+            not (appointment.action is None or keeper.is_over)
+            for _, _, appointment, keeper in self._heap
+        )
 
     async def keep(self, timeline: Timeline) -> NoReturn:
         keeper = _Keeper()

@@ -272,7 +272,7 @@ class SteppedRun(Generic[WorldT]):
             self._due.popleft()()
             ticks += 1
             if ticks % _IDLE_TICKS == 0 and not self._has_result:
-                if _nothing_will_happen() and self._clock.next_action_at == float("inf"):
+                if _nothing_will_happen() and not self._clock.has_appointments:
                     raise NothingWillHappen(NOTHING_WILL_HAPPEN)
                 stillness.look(self._clock.current_time())
         if self._outcome is not None:
