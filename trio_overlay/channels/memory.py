@@ -191,8 +191,12 @@ class MemoryChannel(Channel):
             self._reason = reason or "closed at this end"
         self._arrived.clear()
         self._wake_all()
-        if was_open:
-            self._put(partial(self._other._closed_there, reason), None)
+        if not was_open:
+            return
+        if self._wire is None:
+            self._other._closed_there(reason)
+        else:
+            self._wire(partial(self._other._closed_there, reason), None)
 
     def kill(self, reason: str = "the connection was lost") -> None:
         """Break both ends at once, as when a cable is cut and both notice.
@@ -230,13 +234,10 @@ class MemoryChannel(Channel):
     def _transmit(self, value: Frame, size: int) -> None:
         self._unread_bytes += size
         self._unread_frames += 1
-        self._put(partial(self._other._arrive, value, size), value)
-
-    def _put(self, arrival: Callable[[], None], frame: Frame | None) -> None:
         if self._wire is None:
-            arrival()
+            self._other._arrive(value, size)
         else:
-            self._wire(arrival, frame)
+            self._wire(partial(self._other._arrive, value, size), value)
 
     def _arrive(self, value: Frame, size: int) -> None:
         if self._state != "open":

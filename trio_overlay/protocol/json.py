@@ -69,14 +69,17 @@ def _finite(text: str) -> float:
 
 # `json.loads` and `json.dumps` would make one for each frame.
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_scan = _decoder.scan_once  # type: ignore[attr-defined]  # undocumented; `raw_decode` calls it
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def _decode(text: str) -> JSON:
-    if text[:1] in " \t\n\r":  # or empty
-        return _decoder.decode(text)
-    value, end = _decoder.raw_decode(text)
-    # What `decode` does beyond this is to look for white space around the value.
+    # What `decode` does beyond this is to look for white space around the value, and to say what
+    # is wrong.
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
     return value if end == len(text) else _decoder.decode(text)
 
 

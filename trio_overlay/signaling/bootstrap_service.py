@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import trio
 
+from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ClusterUnavailable, ProtocolError
@@ -190,29 +191,33 @@ class BootstrapService(ClusterMember):
         self, client: Client, connection: ClientConnection, silence_timeout: float
     ) -> None:
         """Take in what *client* says, until its connection has ended, or is silent for too long."""
-        with trio.move_on_after(silence_timeout) as patience:
-            while True:
-                try:
-                    text = await connection.channel.receive()
-                except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
-                    return
-                now = trio.current_time()
-                patience.deadline = now + silence_timeout
-                try:
-                    connection.check_allowance(now, len(text))
-                    frame = decode_bootstrap(text)
-                    actions = self.switchboard.receive(now, client, frame)
-                except ProtocolError as error:
-                    logger.info("%s is closed: %s", connection.name, error)
-                    connection.close_nowait(str(error))
-                    break
-                if isinstance(client, Root) and not isinstance(frame, _OF_ROOTS):
-                    logger.debug("%s said what a root has no business to say", connection.name)
-                self._act(actions)
-        if patience.cancelled_caught:
-            logger.warning("%s is silent for %g s: it is closed", connection.name, silence_timeout)
-        else:
+        patience = trio.CancelScope(deadline=trio.current_time() + silence_timeout)
+
+        def take(text: Frame) -> None:
+            now = trio.current_time()
+            patience.deadline = now + silence_timeout
+            try:
+                connection.check_allowance(now, len(text))
+                frame = decode_bootstrap(text)
+                actions = self.switchboard.receive(now, client, frame)
+            except ProtocolError as error:
+                logger.info("%s is closed: %s", connection.name, error)
+                connection.close_nowait(str(error))
+                patience.cancel()
+                return
+            if isinstance(client, Root) and not isinstance(frame, _OF_ROOTS):
+                logger.debug("%s said what a root has no business to say", connection.name)
+            self._act(actions)
+
+        try:
+            with patience:
+                await connection.channel.deliver_to(take)
+        except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        if connection.is_closing:
             await connection.closed.wait()
+        else:
+            logger.warning("%s is silent for %g s: it is closed", connection.name, silence_timeout)
 
     def _act(self, actions: Iterable[Action]) -> None:
         """Do what the switchboard decided; never waits."""

@@ -45,6 +45,11 @@ class ClientConnection:
         self._frames = frames
         self._bytes = bytes_
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more is said to this client than what waits."""
+        return self._close_reason is not None
+
     def check_allowance(self, now: float, size: int) -> None:
         """ProtocolError: this client floods us."""
         if self._frames is not None and not self._frames.take(now, 1):

@@ -326,24 +326,20 @@ class VirtualNetwork:
             call.leave(0)
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    @asynccontextmanager
-    async def _open_peer(self, host: VirtualHost, initiator: bool) -> AsyncIterator[VirtualPeer]:
-        self.count_peers[host.name] += 1
-        await trio.lowlevel.checkpoint()
+    def _begin_peer(self, host: VirtualHost, initiator: bool) -> VirtualPeer:
         number = next(self._numbers)
         peer = self._peers[number] = VirtualPeer(self, host, number, initiator)
         self.note(f"{host.name} opens peer #{number} to {'offer' if initiator else 'answer'}")
         if host.is_crashed:
             peer.fail("this host has crashed")
-        try:
-            yield peer
-        finally:
-            peer.end()
-            del self._peers[number]
-            if peer.cable is not None:
-                self._let_go(peer.cable, 0 if initiator else 1)
-            self.note(f"{host.name} closes peer #{number}")
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        return peer
+
+    def _end_peer(self, peer: VirtualPeer) -> None:
+        peer.end()
+        del self._peers[peer.number]
+        if peer.cable is not None:
+            self._let_go(peer.cable, 0 if peer.is_initiator else 1)
+        self.note(f"{peer.host.name} closes peer #{peer.number}")
 
     def connect_if_ready(self, peer: VirtualPeer) -> None:
         """Connect *peer* to its other end, in a while, if the two know enough of each other."""
@@ -493,7 +489,7 @@ class VirtualHost(ListeningNetwork):
         return f"<VirtualHost {self.name}>"
 
     def open_peer(self, *, initiator: bool) -> AbstractAsyncContextManager[PeerConnection]:
-        return self.network._open_peer(self, initiator)
+        return _PeerContext(self, initiator)
 
     def dial(self, url: str) -> AbstractAsyncContextManager[Channel]:
         return self.network._dial(self, url)
@@ -511,6 +507,25 @@ class VirtualHost(ListeningNetwork):
             yield f"ws://{self.name}"
         finally:
             await server.aclose()
+
+
+class _PeerContext(AbstractAsyncContextManager[PeerConnection]):
+    """One end of a peer connection, from the beginning of its block to the end."""
+
+    def __init__(self, host: VirtualHost, initiator: bool) -> None:
+        self._host = host
+        self._is_initiator = initiator
+
+    async def __aenter__(self) -> PeerConnection:
+        network = self._host.network
+        network.count_peers[self._host.name] += 1
+        await trio.lowlevel.checkpoint()
+        self._peer = network._begin_peer(self._host, self._is_initiator)
+        return self._peer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._host.network._end_peer(self._peer)
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
 
 class VirtualServer:
