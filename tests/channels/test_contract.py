@@ -226,6 +226,62 @@ async def test_a_cancelled_receive_loses_no_frame(maker: Maker) -> None:
         assert got == [frame_number(number, 8) for number in range(60)]
 
 
+async def test_what_is_delivered_to_a_function_is_whole_in_order_and_as_received(
+    maker: Maker,
+) -> None:
+    frames: list[Frame] = [f"text {number}" for number in range(300)]
+    frames += [frame_number(number, 10_000) for number in range(20)]
+    got: list[Frame] = []
+    async with opened(maker) as pair, trio.open_nursery() as nursery:
+
+        async def send_all() -> None:
+            for frame in frames:
+                await pair.a.send(frame)
+            await pair.a.aclose()
+
+        nursery.start_soon(send_all)
+        with pytest.raises(trio.EndOfChannel):
+            await pair.b.deliver_to(got.append)
+    assert got == frames
+
+
+async def test_what_the_function_raises_comes_out_and_no_frame_is_lost(maker: Maker) -> None:
+    got: list[Frame] = []
+
+    def take(frame: Frame) -> None:
+        got.append(frame)
+        if len(got) == 2:
+            raise KeyError(frame)
+
+    async with opened(maker) as pair, trio.open_nursery() as nursery:
+
+        async def send_some() -> None:
+            for number in range(4):
+                await pair.a.send(str(number))
+
+        nursery.start_soon(send_some)
+        with pytest.raises(KeyError, match="1"):
+            await pair.b.deliver_to(take)
+        assert [await pair.b.receive(), await pair.b.receive()] == ["2", "3"]
+    assert got == ["0", "1"]
+
+
+async def test_who_delivers_to_a_function_can_be_cancelled_and_is_the_only_receiver(
+    maker: Maker,
+) -> None:
+    got: list[Frame] = []
+    async with opened(maker) as pair:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.b.deliver_to, got.append)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await pair.b.receive()
+            nursery.cancel_scope.cancel()
+        await pair.a.send("later")
+        assert await pair.b.receive() == "later"
+    assert got == []
+
+
 async def test_a_cancelled_send_tears_no_frame(maker: Maker) -> None:
     size = 40_000
     numbers = itertools.count()

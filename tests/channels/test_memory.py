@@ -248,6 +248,73 @@ async def test_a_wire_decides_when_frames_and_the_close_arrive() -> None:
     assert await received(b) == ["two"]
 
 
+async def test_a_frame_from_a_wire_is_given_to_a_function_in_the_moment_it_arrives() -> None:
+    arrivals: list[Callable[[], None]] = []
+
+    def hold(arrival: Callable[[], None], frame: Frame | None) -> None:
+        arrivals.append(arrival)
+
+    a, b = memory_channel_pair(wires=(hold, hold))
+    got: list[Frame] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.deliver_to, got.append)
+        await wait_all_tasks_blocked()
+        await a.send("one")
+        await a.send("two")
+        assert (got, a.unread_frames) == ([], 2)
+        arrivals.pop(0)()
+        assert (got, a.unread_frames) == (["one"], 1)
+        nursery.cancel_scope.cancel()
+        # From here on nobody takes it, although the task has not run yet.
+        arrivals.pop(0)()
+    assert got == ["one"]
+    assert await b.receive() == "two"
+
+
+async def test_without_a_wire_two_functions_that_answer_each_other_do_not_nest() -> None:
+    a, b = memory_channel_pair()
+    depth = deepest = count = 0
+
+    def answer(channel: MemoryChannel) -> Callable[[Frame], None]:
+        def take(frame: Frame) -> None:
+            nonlocal depth, deepest, count
+            depth += 1
+            deepest, count = max(deepest, depth), count + 1
+            if count < 1_000:
+                channel.send_nowait(frame)
+            else:
+                nursery.cancel_scope.cancel()
+            depth -= 1
+
+        return take
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.deliver_to, answer(a))
+        nursery.start_soon(b.deliver_to, answer(b))
+        await a.send("there and back")
+    assert (count, deepest) == (1_000, 1)
+
+
+async def test_a_failure_of_the_function_comes_out_even_if_it_cancelled_its_own_task() -> None:
+    a, b = memory_channel_pair(wires=(lambda arrival, _: arrivals.append(arrival),) * 2)
+    arrivals: list[Callable[[], None]] = []
+    scope = trio.CancelScope()
+
+    def take(frame: Frame) -> None:
+        scope.cancel()
+        raise KeyError(frame)
+
+    async def read() -> None:
+        with scope, pytest.raises(KeyError, match="the frame"):
+            await b.deliver_to(take)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        await a.send("the frame")
+        arrivals.pop()()
+
+
 async def test_what_is_on_the_wire_counts_as_unread() -> None:
     def lose(arrival: Callable[[], None], frame: Frame | None) -> None:
         pass

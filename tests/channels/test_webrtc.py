@@ -28,7 +28,7 @@ from tests.channels.peers import (
 from tests.channels.test_bridge import BRIDGES, each_bridge, run_python
 from trio_overlay.channels import webrtc
 from trio_overlay.channels.bridge import BridgeChoice, open_bridge
-from trio_overlay.channels.channel import Frame
+from trio_overlay.channels.channel import Channel, Frame
 from trio_overlay.channels.internet import IceServer, Internet
 from trio_overlay.channels.network import PeerConnection
 from trio_overlay.channels.webrtc import MAX_FRAME_SIZE, MAX_SIGNALS
@@ -117,6 +117,32 @@ async def test_each_end_says_one_signal_and_no_more() -> None:
         assert isinstance(await b.next_signal(), Answer)
         with pytest.raises(trio.EndOfChannel):
             await b.next_signal()
+
+
+async def test_signals_can_be_said_to_functions_until_both_are_connected() -> None:
+    channels: dict[str, Channel] = {}
+    said: list[type[Signal]] = []
+    async with (
+        Internet().open_peer(initiator=True) as a,
+        Internet().open_peer(initiator=False) as b,
+    ):
+
+        async def connect(name: str, peer: PeerConnection, other: PeerConnection) -> None:
+            def say(signal: Signal) -> None:
+                said.append(type(signal))
+                other.signal_nowait(signal)
+
+            channels[name] = await peer.connect(say)
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect, "a", a, b)
+                nursery.start_soon(connect, "b", b, a)
+        await channels["a"].send("hello")
+        assert await channels["b"].receive() == "hello"
+        assert said == [Offer, Answer]
+        with pytest.raises(trio.EndOfChannel):
+            await a.next_signal()
 
 
 def without_candidates(description: str) -> tuple[str, list[str]]:

@@ -73,3 +73,21 @@ def test_what_is_no_json_is_malformed(text: str | bytes) -> None:
 def test_what_json_does_not_have_is_not_encoded(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode_json(value)
+
+
+def test_a_value_that_holds_itself_is_not_encoded() -> None:
+    value: list[Any] = []
+    value.append({"again": value})
+    with pytest.raises(ValueError, match="Circular"):
+        encode_json(value)
+    assert encode_json([[], []]) == "[[],[]]"  # and leaves nothing behind
+
+
+@pytest.mark.parametrize("text", [' {"a":1}', '{"a":1}\n', '\t{ "a" : 1 }  ', b'\r\n{"a":1}'])
+def test_white_space_around_a_value_is_passed_over(text: str | bytes) -> None:
+    assert decode_json(text) == {"a": 1}
+
+
+@given(values)
+def test_it_encodes_as_the_library_does(value: Any) -> None:
+    assert encode_json(value) == json.dumps(value, separators=(",", ":"))

@@ -76,6 +76,59 @@ async def connected(
         yield ends
 
 
+@virtual_test
+async def test_signals_can_be_said_to_functions_until_both_are_connected() -> None:
+    for seed in range(20):  # trickling and not
+        async with VirtualNetwork(seed) as network:
+            channels: list[Channel] = []
+
+            async def connect(peer: PeerConnection, other: PeerConnection) -> None:
+                channels.append(await peer.connect(other.signal_nowait))  # noqa: B023
+
+            async with (
+                network.host("n1").open_peer(initiator=True) as caller,
+                network.host("n2").open_peer(initiator=False) as callee,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(connect, caller, callee)
+                nursery.start_soon(connect, callee, caller)
+            assert len(channels) == 2
+            network.assert_quiet()
+
+
+@virtual_test
+async def test_what_a_function_raises_that_signals_are_said_to_comes_out() -> None:
+    def refuse(signal: Signal) -> None:
+        raise KeyError(type(signal).__name__)
+
+    for seed in range(10):
+        async with VirtualNetwork(seed) as network:
+            async with network.host("n1").open_peer(initiator=True) as peer:
+                with pytest.raises(KeyError, match="Offer"):
+                    await peer.connect(refuse)
+            network.assert_quiet()
+
+
+@virtual_test
+async def test_a_rule_holds_for_who_was_heard_of_before_it_and_after_and_who_is_no_host() -> None:
+    history = History()
+    said = [Candidate(f"candidate:virtual 7 of {host}, number 0", "0", 0) for host in ("g1", "g2")]
+    async with (
+        VirtualNetwork(history=history) as network,
+        network.host("n1").open_peer(initiator=True) as peer,
+    ):
+        peer.signal_nowait(said[0])  # before any rule
+        rules = [network.apply("g* -> n1", LoseSignals()), network.apply("g1 <-> *", Latency(1, 1))]
+        for signal in said:
+            peer.signal_nowait(signal)
+        for rule in rules:
+            network.lift(rule)
+        for signal in said:
+            peer.signal_nowait(signal)
+    losses = [line.partition(" ")[2] for line in history if "n1 loses" in line]
+    assert losses == [f"n1 loses {signal}" for signal in said]
+
+
 # --- dialling -----------------------------------------------------------------------------
 
 
