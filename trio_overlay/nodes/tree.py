@@ -587,9 +587,7 @@ class TreeNode(TreeMessages):
 
     async def _live_with_link(self, origin: str, connection: Connection) -> None:
         link = self._links[origin] = self._channel_to(connection, is_parent=False)
-        too_late = self._timeline.after(
-            self.request_timeout, partial(self._expect_to_be_taken, link)
-        )
+        too_late = self._timeline.after(self.request_timeout, partial(self._note_not_taken, link))
         try:
             if HEAL in link.extensions:
                 link.post(Descend(self._ancestry.descent))
@@ -603,7 +601,7 @@ class TreeNode(TreeMessages):
             if origin in self._children:
                 self._lose_child(link)
 
-    def _expect_to_be_taken(self, link: TreeChannel) -> None:
+    def _note_not_taken(self, link: TreeChannel) -> None:
         if link.id in self._applicants:
             link.end("it did not take this node for its parent in time")
 

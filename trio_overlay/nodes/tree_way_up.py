@@ -205,14 +205,14 @@ class WayUp:
             link.end("it cannot say where it stands, and this node has a place")
         too_late = self._node._timeline.at(
             min(deadline, trio.current_time() + CONFIRM_TIMEOUT),
-            partial(self._expect_confirmation, way),
+            partial(self._note_not_confirmed, way),
         )
         try:
             await link.run()
         finally:
             too_late.cancel()
 
-    def _expect_confirmation(self, way: _Way) -> None:
+    def _note_not_confirmed(self, way: _Way) -> None:
         if not way.is_confirmed:
             way.link.end("it did not say in time where it stands")
 
