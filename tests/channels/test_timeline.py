@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from trio_overlay.channels.timeline import Timeline
-from trio_overlay.testing.determinism import SteppedRun, run_virtual
+from trio_overlay.testing.determinism import SteppedRun, TimeStandsStill, run_virtual
 
 Scenario: TypeAlias = Callable[[Timeline, trio.Nursery], Awaitable[None]]
 """What happens to a timeline that runs in a nursery of its own."""
@@ -132,3 +132,33 @@ def test_what_an_action_raises_leaves_its_own_run_and_no_other(
 
     keep(scenario)
     assert done == ["another timeline goes on"]
+
+
+def test_an_action_that_is_always_due_again_keeps_nobody_from_running() -> None:
+    count = 0
+
+    async def scenario(timeline: Timeline, nursery: trio.Nursery) -> None:
+        def again() -> None:
+            nonlocal count
+            count += 1
+            timeline.after(0, again)
+
+        again()
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        assert trio.current_time() == 0.0
+
+    kept_by_a_task(scenario)
+    assert 0 < count <= 101
+
+
+def test_in_a_stepped_run_that_is_a_livelock_and_is_named_as_one() -> None:
+    async def scenario(timeline: Timeline, _: trio.Nursery) -> None:
+        def again() -> None:
+            timeline.after(0, again)
+
+        again()
+        await trio.sleep(1)
+
+    with pytest.raises(TimeStandsStill):
+        kept_by_a_clock(scenario)

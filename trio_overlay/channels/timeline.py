@@ -76,7 +76,10 @@ class Timeline:
             # While actions make new appointments there is no alarm to move.
             self._alarm = None
             now = self.now()
-            while self._heap and self._heap[0][0] <= now:
+            # What is made meanwhile comes in the next round: an action that is always due again is
+            # not to keep Trio's other tasks from ever running.
+            end = next(self._numbers)
+            while self._heap and self._heap[0][0] <= now and self._heap[0][1] < end:
                 appointment = heappop(self._heap)[2]
                 action, appointment.action = appointment.action, None
                 if action is not None:

@@ -14,7 +14,7 @@ import trio._core._run  # for `GLOBAL_RUN_CONTEXT`, which has no public name
 from trio_overlay.channels.timeline import Appointment, Timeline, TimelineClock
 
 _MAX_JUMPS = 1_000
-"""After so many moments in which no task was woken Trio sees to signals and threads."""
+"""After so many moments in which no task was woken Trio sees to signals and to other threads."""
 
 
 class JumpingClock(TimelineClock):
@@ -54,19 +54,23 @@ class JumpingClock(TimelineClock):
             moment = min(action_at, deadline)
             if moment == math.inf:
                 break
-            if moment > self._now:
+            has_moved = moment > self._now
+            if has_moved:
                 self._now = moment
             if action_at <= self._now:
                 self._act()
             # Many an action wakes nobody: a pass of Trio's loop costs more than most of them.
             deadline = runner.deadlines.next_deadline()
-            if runner.runq or deadline <= self._now:
+            if runner.runq or deadline <= self._now or not has_moved:
                 break
         return 0.0
 
     def _act(self) -> None:
         heap = self._heap
-        while heap and heap[0][0] <= self._now:
+        # What is made meanwhile comes in the next round: an action that is always due again is not
+        # to keep all others from ever being done.
+        end = next(self._numbers)
+        while heap and heap[0][0] <= self._now and heap[0][1] < end:
             _, _, appointment, keeper = heappop(heap)
             action, appointment.action = appointment.action, None
             if action is None or keeper.is_over:
