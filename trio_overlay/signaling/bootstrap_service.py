@@ -176,6 +176,7 @@ class BootstrapService(ClusterMember):
         # is in the one is in the other.
         self._connections[client] = connection
         self._act(actions)
+        is_cancelled = True
         try:
             with connection.life:
                 async with open_background_nursery() as nursery:
@@ -183,9 +184,14 @@ class BootstrapService(ClusterMember):
                     if heartbeat_interval is not None:
                         nursery.start_soon(_send_heartbeats, connection, heartbeat_interval)
                     await self._read(client, connection, silence_timeout)
+            is_cancelled = False
         finally:
             del self._connections[client]
-            self._act(self.switchboard.leave(trio.current_time(), client))
+            actions = self.switchboard.leave(trio.current_time(), client)
+            if is_cancelled:
+                # The server itself ends, and makes nobody the root in place of who is still there.
+                actions = [action for action in actions if not isinstance(action, Send | Close)]
+            self._act(actions)
 
     async def _read(
         self, client: Client, connection: ClientConnection, silence_timeout: float
