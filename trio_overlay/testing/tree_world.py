@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -82,6 +82,8 @@ class TreeWorld(VirtualWorld):
         self.heartbeat = float(settings.get("heartbeat", "4"))
         self._heartbeat = Heartbeat(self.heartbeat, 2.5 * self.heartbeat)
         self._searched_at = float("-inf")
+        self._too_late: deque[float] = deque(maxlen=100)
+        """When those withdrew who were connected, and had told the server that they were."""
         self.nodes: dict[str, TreeNode] = {}
         """Those that are open, the root among them, oldest first."""
         self._terms: dict[str, int] = {}
@@ -167,7 +169,13 @@ class TreeWorld(VirtualWorld):
                 if node is not None and target is not None and node is not target:
                     self._nursery.start_soon(self._write, node, target.id)
             case _:
+                if step.verb == "withdraws" and self._is_connected(step.who):
+                    self._too_late.append(trio.current_time())
                 super().perform(step)
+
+    def _is_connected(self, name: str) -> bool:
+        peers = self.network._peers.values()
+        return any(peer.cable is not None for peer in peers if peer.host.name == name)
 
     async def _broadcast(self, node: TreeNode) -> None:
         await trio.lowlevel.checkpoint()
@@ -461,11 +469,13 @@ class TreeWorld(VirtualWorld):
         )
         children = {origin for node in self.nodes.values() for origin in node.children}
         requests = {origin for node in self.nodes.values() for origin in node._branch.requests}
-        # A request is kept for its whole time if the applicant has become somebody's child.
+        # A request is kept for its whole time if the applicant was connected: nobody withdraws it.
+        whole_time = self.request_timeout + WITHDRAWAL_DELAY
+        too_late = sum(now - withdrew_at < whole_time for withdrew_at in self._too_late)
         waiting = len(requests - children)
-        assert waiting <= joining + gone, (
+        assert waiting <= joining + gone + too_late, (
             f"{waiting} requests are kept of those who are nobody's child, where "
-            f"{joining + gone} are joining"
+            f"{joining + gone + too_late} are joining"
         )
 
     def _open_node(self, name: str) -> AbstractAsyncContextManager[TreeNode]:
