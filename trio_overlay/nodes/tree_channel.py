@@ -299,7 +299,7 @@ class TreeChannel:
         Of where we stand only the newest waits to be sent. Requests that there is no room for are
         dropped: neither they nor a restless parent of ours shall cost us a neighbour.
         """
-        if not self.is_open:
+        if self._close_reason is not None:
             return
         self._said_at = self._timeline.now()
         if self._posted or not self._write_nowait(frame):
@@ -486,7 +486,8 @@ class TreeChannel:
         except MessageTooLarge as error:
             self._does_not_fit(frame, error)
             return True
-        self._is_written(frame)
+        if isinstance(frame, Beat) and frame.number is None:
+            self._may_send.set()
         return True
 
     def _write_if_posted(self) -> None:
@@ -502,17 +503,14 @@ class TreeChannel:
                 assert frame is not None
             try:
                 await self._channel.send(encode_tree(frame))
-                self._is_written(frame)
+                if isinstance(frame, Beat) and frame.number is None:
+                    self._may_send.set()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return  # the reader meets the same, and knows the reason
             except MessageTooLarge as error:
                 self._does_not_fit(frame, error)
             self._posted.popleft()
         self._is_writing = False
-
-    def _is_written(self, frame: TreeFrame) -> None:
-        if isinstance(frame, Beat) and frame.number is None:
-            self._may_send.set()
 
     def _does_not_fit(self, frame: TreeFrame, error: MessageTooLarge) -> None:
         if isinstance(frame, JoinRequest | Withdraw | RoadRequest | RoadSignal):

@@ -29,6 +29,21 @@ JITTER = 0.1
 LONGEST_FRAME_IN_HISTORY = 500
 
 
+class _Conditions(dict[Carrier, Conditions]):
+    """Found when they are asked for, which is for each frame twice."""
+
+    def __init__(
+        self, source: str, target: str, find: Callable[[str, str, Carrier], Conditions]
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._find = find
+
+    def __missing__(self, carrier: Carrier) -> Conditions:
+        found = self[carrier] = self._find(self._source, self._target, carrier)
+        return found
+
+
 class Way:
     """From one host to another."""
 
@@ -42,21 +57,14 @@ class Way:
         self.source = source
         self.target = target
         self._rng = rng
-        self._find = find
         # Where in a range of latencies this way lies: the same under every rule.
         self._length = rng.random()
-        self._conditions: dict[Carrier, Conditions] = {}
+        self.conditions = _Conditions(source, target, find)
+        """What the rules make of this way, by carrier; remembered until `forget_conditions`."""
 
     def forget_conditions(self) -> None:
         """The rules for this way have changed."""
-        self._conditions.clear()
-
-    def conditions(self, carrier: Carrier) -> Conditions:
-        """What the rules make of this way; remembered until `forget_conditions`."""
-        found = self._conditions.get(carrier)
-        if found is None:
-            found = self._conditions[carrier] = self._find(self.source, self.target, carrier)
-        return found
+        self.conditions.clear()
 
     def draw_delay(self, latency: Latency) -> float:
         """Seconds that one frame takes here."""
@@ -88,7 +96,7 @@ class Wire:
         """Call *arrival* when what was sent now has got through."""
         if self._is_dead:
             return
-        conditions = self.way.conditions(self._carrier)
+        conditions = self.way.conditions[self._carrier]
         arrives_at = self._timeline.now() + self.way.draw_delay(conditions.latency)
         if arrives_at < self._last_arrival_at:
             arrives_at = self._last_arrival_at
@@ -101,7 +109,7 @@ class Wire:
 
     def resume(self) -> None:
         """The rules have changed: what was held goes on if the way is free now."""
-        conditions = self.way.conditions(self._carrier)
+        conditions = self.way.conditions[self._carrier]
         if not conditions.is_cut and self._under_way and self._next is None:
             again_at = self._timeline.now() + self.way.draw_delay(conditions.latency)
             self._next = self._timeline.at(max(again_at, self._under_way[0][0]), self._arrive)
@@ -115,7 +123,7 @@ class Wire:
 
     def _arrive(self) -> None:
         self._next = None
-        if self.way.conditions(self._carrier).is_cut:
+        if self.way.conditions[self._carrier].is_cut:
             return  # held; `resume` sends it on
         now = self._timeline.now()
         while self._under_way and self._under_way[0][0] <= now:

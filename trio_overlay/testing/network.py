@@ -278,6 +278,12 @@ class VirtualNetwork:
         """Dials whose block is open or whose handler still runs."""
         return len(self._calls)
 
+    @property
+    def holders(self) -> set[str]:
+        """The hosts that hold some peer connection or socket."""
+        owners = {peer.host.name for peer in self._peers.values()}
+        return owners.union(*(call.list_owners() for call in self._calls.values()))
+
     def count_open(self) -> Counter[str]:
         """How many peer connections and sockets each host holds, of those that hold any."""
         counts = Counter(peer.host.name for peer in self._peers.values())
@@ -373,7 +379,7 @@ class VirtualNetwork:
 
     def conditions(self, source: str, target: str, carrier: Carrier) -> Conditions:
         """What the rules make of the way from *source* to *target*."""
-        return self._way(source, target).conditions(carrier)
+        return self._way(source, target).conditions[carrier]
 
     def _connect(self, caller: VirtualPeer, callee: VirtualPeer) -> None:
         pair = (caller.number, callee.number)

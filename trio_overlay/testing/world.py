@@ -478,10 +478,9 @@ class VirtualWorld(abc.ABC):
         for life in self.lives.values():
             took = (life.join_ended_at or now) - life.born_at
             assert took <= self.join_timeout + JOIN_GRACE, f"{life.name} is joining for {took:g} s"
-        for name, count in self.network.count_open().items():
-            assert name in self.lives or name in self.residents, (
-                f"{name} has ended and still holds {count} connections"
-            )
+        for name in sorted(self.network.holders - self.lives.keys() - self.residents):
+            count = self.network.count_open()[name]
+            raise AssertionError(f"{name} has ended and still holds {count} connections")
 
     @property
     def residents(self) -> frozenset[str]:
