@@ -462,6 +462,25 @@ async def test_what_is_sent_without_waiting_comes_in_order_or_not_at_all(maker: 
             assert await pair.b.receive() == "last"
 
 
+async def test_what_is_sent_soon_comes_in_order_and_waits_for_a_slow_reader(maker: Maker) -> None:
+    count = min(maker.bulk_size, 2 * MAX_BUFFERED) // 50_000
+    sent = 0
+    async with opened(maker) as pair, trio.open_nursery() as nursery:
+
+        async def write() -> None:
+            nonlocal sent
+            for number in range(count):
+                await pair.a.send_soon(frame_number(number, 50_000))
+                sent += 50_000
+
+        nursery.start_soon(write)
+        await until_quiet(lambda: sent)
+        assert 0 < sent < MAX_BUFFERED
+        for number in range(count):
+            assert await pair.b.receive() == frame_number(number, 50_000)
+        assert sent == count * 50_000
+
+
 async def test_what_cannot_be_sent_without_waiting_fails_as_in_send(maker: Maker) -> None:
     def error(kind: type[Exception]) -> type[Exception]:
         return kind if maker.sends_at_once else trio.WouldBlock

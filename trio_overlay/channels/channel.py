@@ -49,6 +49,13 @@ class Channel(trio.abc.Channel[Frame]):
         """
         raise trio.WouldBlock
 
+    async def send_soon(self, value: Frame) -> None:
+        """As `send`, but if that need not wait, it does not: then this is no checkpoint."""
+        try:
+            self.send_nowait(value)
+        except trio.WouldBlock:
+            await self.send(value)
+
     @abc.abstractmethod
     async def receive(self) -> Frame:
         """The next frame; waits for one. Cancelled, no frame is lost.

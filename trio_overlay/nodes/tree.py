@@ -73,6 +73,7 @@ from trio_overlay.protocol.tree import (
     StandBy,
     Withdraw,
     brought_view,
+    encode_tree,
     frozen_number,
 )
 from trio_overlay.signaling.bootstrap import Bootstrap, Connection, Request, open_bootstrap
@@ -407,9 +408,10 @@ class TreeNode(TreeMessages):
         if is_news and now.path != before.path:
             self.events.put(PathChange(now.path))
         frame = Beat(now.number) if now.path == before.path else Descend(now)
+        text = encode_tree(frame)
         for link in self._links.values():
             if HEAL in link.extensions:
-                link.post(frame)
+                link.post(frame, text)
         self._tell_casts()
 
     def _tell_casts(self) -> None:

@@ -293,16 +293,17 @@ class TreeChannel:
         else:
             self._may_send.set()
 
-    def post(self, frame: TreeFrame) -> None:
+    def post(self, frame: TreeFrame, text: str | None = None) -> None:
         """Send a frame of the tree's own, without waiting; a neighbour too slow for it is left.
 
+        Who tells several neighbours the same encodes it once, and gives the *text* as well.
         Of where we stand only the newest waits to be sent. Requests that there is no room for are
         dropped: neither they nor a restless parent of ours shall cost us a neighbour.
         """
         if self._close_reason is not None:
             return
         self._said_at = self._timeline.now()
-        if self._posted or not self._write_nowait(frame):
+        if self._posted or not self._write_nowait(frame, text or encode_tree(frame)):
             self._queue(frame)
 
     def _queue(self, frame: TreeFrame) -> None:
@@ -475,10 +476,10 @@ class TreeChannel:
             raise trio.ClosedResourceError(self._close_reason)
         raise trio.BrokenResourceError(self._close_reason)
 
-    def _write_nowait(self, frame: TreeFrame) -> bool:
+    def _write_nowait(self, frame: TreeFrame, text: str) -> bool:
         """Send *frame* if that need not wait; whether it is done with."""
         try:
-            self._channel.send_nowait(encode_tree(frame))
+            self._channel.send_nowait(text)
         except trio.WouldBlock:
             return False
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -509,7 +509,7 @@ class _BootstrapRoad(Road):
         )
         self._rank += 1
         try:
-            await self.socket.send(encode_bootstrap(frame))
+            await self.socket.send_soon(encode_bootstrap(frame))
         except trio.BrokenResourceError as error:
             if self.partner is None:
                 raise JoinRefused(f"the server hung up: {self.socket.close_reason}") from error
@@ -679,7 +679,7 @@ async def _send_heartbeats(socket: Channel) -> None:
     while True:
         await trio.sleep(ROOT_HEARTBEAT_INTERVAL)
         try:
-            await socket.send(encode_bootstrap(Heartbeat()))
+            await socket.send_soon(encode_bootstrap(Heartbeat()))
         except trio.BrokenResourceError:
             return  # the reader meets the same, and decides
 

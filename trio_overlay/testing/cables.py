@@ -11,7 +11,6 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from trio_overlay.channels.channel import Frame
@@ -92,7 +91,7 @@ class Wire:
         self._next: Appointment | None = None
         self._is_dead = False
 
-    def carry(self, arrival: Callable[[], None]) -> None:
+    def carry(self, arrival: Callable[[], None], _: Frame | None = None) -> None:
         """Call *arrival* when what was sent now has got through."""
         if self._is_dead:
             return
@@ -162,7 +161,7 @@ class Cable:
         """Put a channel on the wires; its two ends, in the order of `names`."""
         self.ends = memory_channel_pair(
             max_frame_size=max_frame_size,
-            wires=(partial(self._carry, 0), partial(self._carry, 1)),
+            wires=(self._way_in(0), self._way_in(1)),
         )
         return self.ends
 
@@ -206,11 +205,18 @@ class Cable:
             self._break.cancel()
         return True
 
-    def _carry(self, index: int, arrival: Callable[[], None], frame: Frame | None) -> None:
-        if self._history is not None:
+    def _way_in(self, index: int) -> Callable[[Callable[[], None], Frame | None], None]:
+        """What the channel's end of that *index* is given for a wire."""
+        history, wire = self._history, self.wires[index]
+        if history is None:
+            return wire.carry
+
+        def carry(arrival: Callable[[], None], frame: Frame | None) -> None:
             what = "closes" if frame is None else _brief(frame)
-            self._history.record(f"{self.names[index]} on {self}: {what}")
-        self.wires[index].carry(arrival)
+            history.record(f"{self.names[index]} on {self}: {what}")
+            wire.carry(arrival)
+
+        return carry
 
     def _notice(self, reason: str) -> None:
         if self.ends is not None:
