@@ -84,7 +84,13 @@ class World:
     def requests(self) -> object:
         """What must be as before when the time of a request is over."""
         return {
-            name: (node._branch.requests, len(node._requests)) for name, node in self.nodes.items()
+            name: (
+                node._branch.requests,
+                len(node._requests),
+                len(node._roads),
+                len(node._timeline.list_pending()),
+            )
+            for name, node in self.nodes.items()
         }
 
 

@@ -363,6 +363,11 @@ def test_what_a_root_broadcasts_that_was_replaced_unheard_is_due_to_nobody() -> 
     replay("root freezes at 11 s; n1 becomes_root at 75 s; root broadcasts at 121 s")
 
 
+def test_what_a_root_broadcasts_that_has_been_replaced_is_not_due_to_the_other_tree() -> None:
+    """It was, to the new root: to which the old one had just begun to look for a way."""
+    replay("seed=0 max_degree=1; n9 takes_over at 0 s; root broadcasts at 0.1 s")
+
+
 def test_a_root_that_takes_over_has_the_other_below_it() -> None:
     paths = see("n1 joins at 0 s; n2 takes_over at 3 s; time passes at 20 s")
     assert paths["passes"]["root"] == ["n2", "root"]

@@ -45,6 +45,7 @@ class Timeline:
         self._numbers = count()
         self._alarm: trio.CancelScope | None = None
         self._give_away: Callable[[Appointment], None] | None = None
+        self._list_given: Callable[[], list[Appointment]] = list
 
     def at(self, moment: float, action: Callable[[], object]) -> Appointment:
         """Do *action* at *moment* by `trio.current_time`, or at once if that is past.
@@ -85,9 +86,19 @@ class Timeline:
                 if action is not None:
                     action()
 
-    def give_away(self, take: Callable[[Appointment], None]) -> None:
-        """Let somebody else do what is to be done: *take* gets all that is and will be."""
-        self._give_away = take
+    def list_pending(self) -> list[Appointment]:
+        """What is still to be done, in no order."""
+        own = [appointment for _, _, appointment in self._heap]
+        return [each for each in own + self._list_given() if each.action is not None]
+
+    def give_away(
+        self, take: Callable[[Appointment], None], list_given: Callable[[], list[Appointment]]
+    ) -> None:
+        """Let somebody else do what is to be done: *take* gets all that is and will be.
+
+        *list_given* lists what is not done of it.
+        """
+        self._give_away, self._list_given = take, list_given
         heap, self._heap = sorted(self._heap), []
         for _, _, appointment in heap:
             take(appointment)

@@ -94,7 +94,10 @@ class JumpingClock(TimelineClock):
         def take(appointment: Appointment) -> None:
             heappush(self._heap, (appointment.at, next(self._numbers), appointment, keeper))
 
-        timeline.give_away(take)
+        def list_given() -> list[Appointment]:
+            return [each for _, _, each, its_keeper in self._heap if its_keeper is keeper]
+
+        timeline.give_away(take, list_given)
         await keeper.wait()
 
 

@@ -48,7 +48,7 @@ class Broadcast:
     """How many times a node had become the root by then: of those that fail, what they had written
     and not yet told everybody may be lost."""
     has_one_root: bool
-    """Whether nobody else believed itself the root, who fails when it hears of the other."""
+    """Whether nobody else was the root, or that of a tree apart, who fails when it hears of it."""
 
 
 class TreeWorld(VirtualWorld):
@@ -118,6 +118,10 @@ class TreeWorld(VirtualWorld):
         """
         return self._heartbeat.timeout + self.request_timeout + MAX_REJOIN_DELAY + SEARCH_TIME
 
+    def measure(self) -> dict[str, object]:
+        timers = {name: len(node._timeline.list_pending()) for name, node in self.nodes.items()}
+        return {**super().measure(), "timers": timers}
+
     async def open(self, stack: AsyncExitStack) -> None:  # noqa: ARG002 - the root may crash
         self._emptiness = self.measure()
         self.begin(ROOT, BECOMES_ROOT)
@@ -183,7 +187,10 @@ class TreeWorld(VirtualWorld):
         # Who has joined, and was told where in the order of all broadcasts it begins.
         there = {other.id for other in self.nodes.values() if other._casts._log.log is not None}
         due_to = frozenset(there - {node.id})
-        has_one_root = sum(other.is_root for other in self.nodes.values()) <= 1
+        # A root that was replaced goes on as that of its tree until it has a place in the other.
+        has_one_root = (
+            sum(other.is_root or other._casts.is_top for other in self.nodes.values()) <= 1
+        )
         self._broadcasts[number] = Broadcast(node.id, due_to, self._count_terms(), has_one_root)
         with contextlib.suppress(trio.ClosedResourceError):
             await node.broadcast(as_told(number))
