@@ -152,9 +152,9 @@ def test_a_withdrawal_that_is_lost_on_its_way_down_is_found(
     replay(story)
     post = TreeChannel.post
 
-    def lose_withdrawals(channel: TreeChannel, frame: TreeFrame) -> None:
+    def lose_withdrawals(channel: TreeChannel, frame: TreeFrame, text: str | None = None) -> None:
         if not isinstance(frame, Withdraw):
-            post(channel, frame)
+            post(channel, frame, text)
 
     monkeypatch.setattr(TreeChannel, "post", lose_withdrawals)
     with pytest.raises(AssertionError, match="1 requests are kept of those who are nobody's child"):
@@ -174,9 +174,9 @@ def test_a_cycle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             return way_up._node._roads.connect(child, Wish.PLACE, more)
         return by_server(way_up, more)
 
-    def say_nothing_of_it(channel: TreeChannel, frame: TreeFrame) -> None:
+    def say_nothing_of_it(channel: TreeChannel, frame: TreeFrame, text: str | None = None) -> None:
         if not isinstance(frame, Descend) or frame.descent.path:
-            post(channel, frame)
+            post(channel, frame, text)
 
     def follow_anybody(ancestry: Ancestry, descent: Descent) -> bool:
         ancestry._has_parent = bool(descent.path)

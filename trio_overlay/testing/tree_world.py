@@ -521,7 +521,8 @@ def replay(
 
 def _count_timers(node: TreeNode) -> int:
     """The timers of *node*, but for that of what is sent again: there is one at the most, and it
-    may outlive the last letter by some seconds."""
+    may outlive the last letter by some seconds.
+    """
     again = node._casts.outboxes._next
     return sum(timer is not again for timer in node._timeline.list_pending())
 
