@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,44 @@ def test_many_timeouts_are_let_go_and_none_is_lost() -> None:
     agenda.run()
     assert seen == list(range(5000))
     assert len(timeouts._moments) < 1100
+
+
+def test_timeouts_that_do_not_matter_are_counted_and_not_called() -> None:
+    agenda = Agenda(0.1)
+    seen: list[tuple[float, int, int]] = []
+    timeouts = agenda.timeouts(
+        5.0,
+        lambda now, one, other: seen.append((now, one, other)),
+        lambda ones: [one % 3 == 0 for one in ones],
+    )
+    for number in range(10):
+        agenda.put(number / 4, lambda now, one, _: timeouts.put(now, one, -one), number, 0)
+    agenda.run()
+    assert seen == [(5.0, 0, 0), (5.75, 3, -3), (6.5, 6, -6), (7.25, 9, -9)]
+    assert agenda.count_events == 20
+
+
+@given(MOMENTS, st.sampled_from([0.01, 10.0]))
+def test_row_comes_where_its_events_would_come(moments: list[float], width: float) -> None:
+    rows, single = Agenda(width), Agenda(width)
+    seen: list[tuple[float, int, int]] = []
+    expected: list[tuple[float, int, int]] = []
+
+    def act_on_row(now: float, one: int, others: Sequence[int]) -> None:
+        seen.extend((now, one, other) for other in others)
+
+    def act(now: float, one: int, other: int) -> None:
+        expected.append((now, one, other))
+
+    for index, moment in enumerate(moments):
+        others = range(1 + index % 3)
+        rows.put_row(moment, act_on_row, index, others)
+        for other in others:
+            single.put(moment, act, index, other)
+    rows.run()
+    single.run()
+    assert seen == expected
+    assert rows.count_events == single.count_events
 
 
 def test_what_comes_after_the_end_does_not_happen() -> None:

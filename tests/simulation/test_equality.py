@@ -22,7 +22,8 @@ from trio_overlay.signaling.server import SignalingServer
 from trio_overlay.simulation.filling import FillingTreeWorld
 from trio_overlay.simulation.links import SERVER, Links
 from trio_overlay.simulation.scenarios import Plan
-from trio_overlay.simulation.world import ROOT, TreeWorld
+from trio_overlay.simulation.traffic import ROOT
+from trio_overlay.simulation.world import TreeWorld
 from trio_overlay.testing import handshakes
 from trio_overlay.testing.cables import Way
 from trio_overlay.testing.determinism import run_virtual

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from trio_overlay.protocol.branch import MAX_REQUESTS
+from trio_overlay.simulation.frames import FRAME_SIZES, KINDS, OFFER
 from trio_overlay.simulation.links import Links, constant, parse_latency, uniform
 from trio_overlay.simulation.placements import PLACEMENTS
 from trio_overlay.simulation.reports import report_on
 from trio_overlay.simulation.scenarios import SCENARIOS, Crash, Dials, Partition, Plan
-from trio_overlay.simulation.world import FRAME_SIZES, KINDS, OFFER, ROOT, TreeWorld
+from trio_overlay.simulation.traffic import ROOT
+from trio_overlay.simulation.world import TreeWorld
 
 
 def world_of(scenario: str, count: int = 300, *, seed: int = 1, **options: Any) -> TreeWorld:
@@ -45,10 +47,11 @@ def check(world: TreeWorld) -> None:
             above, steps = parents[above], steps + 1
             assert steps < world.count_nodes, "a cycle among orphans"
         assert (above == ROOT) == (node in depths)
+    traffic = world.traffic
     under_way = [
         sent - arrived - lost
         for sent, arrived, lost in zip(
-            world.count_sent, world.count_arrived, world.count_lost, strict=True
+            traffic.count_sent, traffic.count_arrived, traffic.count_lost, strict=True
         )
     ]
     if world.plan.ends_at == math.inf:
@@ -87,13 +90,13 @@ def test_without_churn_everybody_joins_and_is_below_the_root(scenario: str) -> N
     assert world.count_connected == 300
     assert len(world.depths()) == 301
     assert world.count_orphaned == world.count_failed == world.count_dropped == 0
-    assert not any(world.count_lost)
+    assert not any(world.traffic.count_lost)
 
 
 def test_a_join_costs_its_frames_and_a_request_at_each_hop() -> None:
     world = world_of("none")
     hops = sum(world.depths().values())
-    assert dict(zip(KINDS, world.count_sent, strict=True)) == {
+    assert dict(zip(KINDS, world.traffic.count_sent, strict=True)) == {
         "dial": 600,
         "hello": 600,
         "offer": 300,

@@ -14,9 +14,9 @@ from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
+from trio_overlay.simulation.collector import no_collector
 from trio_overlay.simulation.links import parse_latency
 from trio_overlay.simulation.relay import POLICIES, RelayReport, RelaySetting, RelayWorld
-from trio_overlay.simulation.world import no_collector
 
 DESCRIPTION = """\
 Simulate peers that relay messages to ids: they join, find their neighbours, and send messages to

@@ -13,12 +13,12 @@ from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
+from trio_overlay.simulation.collector import no_collector
 from trio_overlay.simulation.links import Links, parse_latency
 from trio_overlay.simulation.plots import require_matplotlib
 from trio_overlay.simulation.sampling import SamplingPlan, SamplingWorld
 from trio_overlay.simulation.sampling_plots import plot_sampling
 from trio_overlay.simulation.sampling_reports import Estimates, Observer, SamplingReport, Snapshot
-from trio_overlay.simulation.world import no_collector
 
 DESCRIPTION = """\
 Simulate peers that sample their network (Spray): they join one by one, exchange, and then some of

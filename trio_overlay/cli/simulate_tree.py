@@ -16,6 +16,7 @@ from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.protocol.branch import MAX_REQUESTS
+from trio_overlay.simulation.collector import no_collector
 from trio_overlay.simulation.filling import FillingTreeWorld
 from trio_overlay.simulation.links import Links, parse_latency
 from trio_overlay.simulation.placements import PLACEMENTS
@@ -23,7 +24,7 @@ from trio_overlay.simulation.plots import require_matplotlib
 from trio_overlay.simulation.reports import Distribution, Load, TreeReport, report_on
 from trio_overlay.simulation.scenarios import SCENARIOS, Dials
 from trio_overlay.simulation.tree_plots import plot_report
-from trio_overlay.simulation.world import TreeWorld, no_collector
+from trio_overlay.simulation.world import TreeWorld
 
 DESCRIPTION = """\
 Simulate a tree: real decisions, virtual time, no network. The same seed gives the same JSON, byte

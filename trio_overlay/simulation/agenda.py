@@ -9,15 +9,22 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, insort_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from heapq import heappop, heappush
-from itertools import repeat
+from itertools import compress, repeat
 from operator import itemgetter
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 Act: TypeAlias = Callable[[float, int, int], None]
-Put: TypeAlias = Callable[[float, Act, int, int], None]
 """What an event does: it is called with the moment and with the two numbers of the event."""
+
+Matter: TypeAlias = Callable[[Sequence[int]], Iterable[bool]]
+"""Given the first numbers of some events, whether each of these still matters to anybody. One that
+does not must not do so later."""
+
+RowAct: TypeAlias = Callable[[float, int, Sequence[int]], None]
+"""What a row of events does, which have the moment and the first of the numbers in common."""
 
 Event: TypeAlias = tuple[float, Act, int, int]
 
@@ -54,39 +61,44 @@ class Agenda:
         self._due: list[Event] = []  # what is left of the bucket that is happening, last first
         self._timeouts: list[Timeouts] = []
         self._sweep: Callable[[float], int] | None = None
-        self.put: Final = self._make_put()
-        """``put(moment, act, one, other)``: let ``act(moment, one, other)`` happen at *moment*,
-        which is not in the past."""
 
-    def _make_put(self) -> Put:
-        """The function `put`: the busiest of all, it has what it needs at hand."""
-        width, buckets = self._bucket_width, self._buckets
-        find = buckets.get
+    def put(self, moment: float, act: Act, one: int, other: int) -> None:
+        """Let ``act(moment, one, other)`` happen at *moment*, which is not in the past."""
+        number = moment // self._bucket_width
+        bucket = self._buckets.get(number)
+        if bucket is not None:
+            bucket.append((moment, act, one, other))
+        elif number > self._current:
+            self._buckets[number] = [(moment, act, one, other)]
+            heappush(self._numbers, number)
+        else:
+            # `run` is taking events from the end of this list: to the left of everything that is
+            # not later, so that it comes after that.
+            insort_left(self._due, (moment, act, one, other), key=_moment_before)
+            self.count_events += 1
 
-        def put(moment: float, act: Act, one: int, other: int) -> None:
-            number = moment // width
-            bucket = find(number)
-            if bucket is not None:
-                bucket.append((moment, act, one, other))
-            elif number > self._current:
-                buckets[number] = [(moment, act, one, other)]
-                heappush(self._numbers, number)
-            else:
-                # `run` is taking events from the end of this list: to the left of everything that
-                # is not later, so that it comes after that.
-                insort_left(self._due, (moment, act, one, other), key=_moment_before)
-                self.count_events += 1
+    def put_row(self, moment: float, act: RowAct, one: int, others: Sequence[int]) -> None:
+        """As `put` with each of *others*, in this order; but ``act(moment, one, others)`` is called
+        once for all of them.
+        """
+        self.put(moment, partial(self._happen_in_row, act, others), one, 0)
 
-        return put
+    def _happen_in_row(
+        self, act: RowAct, others: Sequence[int], moment: float, one: int, _: int
+    ) -> None:
+        self.count_events += len(others) - 1
+        act(moment, one, others)
 
-    def timeouts(self, duration: float, act: Act) -> Timeouts:
+    def timeouts(self, duration: float, act: Act, matter: Matter | None = None) -> Timeouts:
         """A queue of events that all come *duration* seconds after they were put in.
+
+        Given *matter*, those that it says do not matter happen, and are counted, without a call.
 
         ValueError: *duration* is less than two buckets; what is put in must not come in the same.
         """
         if duration < 2 * self._bucket_width:
             raise ValueError(f"a timeout of {duration} s in buckets that are about as wide")
-        timeouts = Timeouts(duration, act)
+        timeouts = Timeouts(duration, act, matter)
         self._timeouts.append(timeouts)
         return timeouts
 
@@ -126,7 +138,7 @@ class Agenda:
             heappop(self._numbers)
             due = self._buckets.pop(number)
         for timeouts in self._timeouts:
-            timeouts.move_due(due, number, self._bucket_width)
+            self.count_events += timeouts.move_due(due, number, self._bucket_width)
         # Stable, and by the moment alone: what came first stays first.
         due.sort(key=_moment_of)
         self._current = number
@@ -151,9 +163,10 @@ class Timeouts:
     a minute each: they are three numbers in arrays, and become events when their bucket comes.
     """
 
-    def __init__(self, duration: float, act: Act) -> None:
+    def __init__(self, duration: float, act: Act, matter: Matter | None) -> None:
         self.duration = duration
         self._act = act
+        self._matter = matter
         self._moments = array("d")
         self._ones = array("i")
         self._others = array("i")
@@ -173,8 +186,11 @@ class Timeouts:
         self._ones.append(one)
         self._others.append(other)
 
-    def move_due(self, due: list[Event], number: float, bucket_width: float) -> None:
-        """Move what belongs into the bucket *number* or before it to *due*."""
+    def move_due(self, due: list[Event], number: float, bucket_width: float) -> int:
+        """Move what belongs into the bucket *number* or before it to *due*, if it matters.
+
+        Returns how many do not matter.
+        """
         first = self._first
         moments = self._moments
         end = bisect_left(moments, (number + 1) * bucket_width, first)
@@ -184,13 +200,15 @@ class Timeouts:
         while end > first and moments[end - 1] // bucket_width > number:
             end -= 1
         if end == first:
-            return
+            return 0
         span = slice(first, end)
         acts = repeat(self._act, end - first)
-        due.extend(
-            zip(self._moments[span], acts, self._ones[span], self._others[span], strict=True)
-        )
+        ones = self._ones[span]
+        events = zip(self._moments[span], acts, ones, self._others[span], strict=True)
+        count = len(due)
+        due.extend(events if self._matter is None else compress(events, self._matter(ones)))
         self._first = end
         if end > _MAX_MOVED and 2 * end > len(self._moments):
             del self._moments[:end], self._ones[:end], self._others[:end]
             self._first = 0
+        return len(ones) - (len(due) - count)

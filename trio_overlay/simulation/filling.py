@@ -7,30 +7,23 @@ it is given none: protocol/filling.py decides where requests go, protocol/pullin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from trio_overlay.nodes.tree import REPORT_INTERVAL
 from trio_overlay.nodes.tree_pulling import PULL_INTERVAL
 from trio_overlay.protocol.branch import WAIT, Branch, Delegate, Placement
 from trio_overlay.protocol.pulling import Pull, Pulling, share_out
 from trio_overlay.simulation.agenda import Act
+from trio_overlay.simulation.frames import ANSWER, CLIMB, PULL, REPORT, REQUEST, RETURN, WITHDRAWN
 from trio_overlay.simulation.links import Links
 from trio_overlay.simulation.scenarios import Plan
+from trio_overlay.simulation.traffic import ROOT
 from trio_overlay.simulation.world import (
-    ANSWER,
-    CLIMB,
-    DONE,
     FROM_SERVER,
+    HEARD,
     LINKED,
     NOBODY,
     NUMBER_INTERVAL,
-    PULL,
-    REPORT,
-    REQUEST,
-    RETURN,
-    ROOT,
-    WITHDRAWN,
-    Send,
     TreeWorld,
 )
 
@@ -89,7 +82,7 @@ class FillingTreeWorld(TreeWorld):
             belief = branch.belief
             if belief is not None and (branch.is_surprising or belief.is_behind):
                 self._is_reporting[node] = True
-                self._put(now + REPORT_INTERVAL, self._report, node, 0)
+                self.agenda.put(now + REPORT_INTERVAL, self._report, node, 0)
 
     def _report(self, now: float, node: int, _: int) -> None:
         self._is_reporting[node] = False
@@ -109,11 +102,11 @@ class FillingTreeWorld(TreeWorld):
         node = self.acceptor_of[link]
         branch = self._branches[node] if node != NOBODY else None
         if branch is None:
-            self.count_lost[REPORT] += 1
+            self._count_lost[REPORT] += 1
             return
-        self.count_arrived[REPORT] += 1
+        self._count_arrived[REPORT] += 1
         if node == ROOT:
-            self._count_root(now, REPORT)
+            self.traffic.count_root(now, REPORT)
         branch.hear(self._origins[link], *report)
         self._note_surprise(now, node, branch)
 
@@ -127,13 +120,9 @@ class FillingTreeWorld(TreeWorld):
         other: int,
     ) -> None:
         """Let *act* happen when a frame of *node* has reached the parent's end of *link*."""
-        self.count_in_tree[kind] += 1
-        at = now + self._delays[link]
-        if not self._is_plain:
-            at = self._delay_further(now, at, node, self.acceptor_of[link], kind)
-            if at == math.inf:
-                return
-        self._put(at, act, link, other)
+        self.traffic.in_tree(
+            now, self._delays[link], node, self.acceptor_of[link], kind, act, link, other
+        )
 
     # --- what the other world does, with free places counted ------------------------------------
 
@@ -152,15 +141,19 @@ class FillingTreeWorld(TreeWorld):
         if branch is not None:
             self._brought[attempt] = tuple(branch.potential_view)
 
-    def _take_request(self, now: float, link: int, attempt: int) -> None:
+    def _take_requests(self, now: float, link: int, attempts: Sequence[int]) -> None:
+        for attempt in attempts:
+            self._take_one_request(now, link, attempt)
+
+    def _take_one_request(self, now: float, link: int, attempt: int) -> None:
         if link == FROM_SERVER:
             node = ROOT
         else:
             node = self.node_of[link]
             if self.up[node] != link:
-                self.count_lost[REQUEST] += 1
+                self._count_lost[REQUEST] += 1
                 return
-        self.count_arrived[REQUEST] += 1
+        self._count_arrived[REQUEST] += 1
         branch = self._branches[node] or self._make_branch(node)
         origin = self._origins[attempt]
         verdict = branch.take(
@@ -171,10 +164,9 @@ class FillingTreeWorld(TreeWorld):
             brought=self._brought.get(attempt, self._newcomer),
         )
         if node == ROOT:
-            self.peak_requests = max(self.peak_requests, branch.count_requests)
-            self._count_root(now, REQUEST)
+            self._note_requests(now, branch, 1)
         if verdict is WAIT or type(verdict) is Delegate:
-            self._begin_request(now, branch, origin)
+            self._requests.put(now, branch, [origin])
         self._carry_out(now, node, attempt, verdict)
         self._note_surprise(now, node, branch)
 
@@ -217,7 +209,7 @@ class FillingTreeWorld(TreeWorld):
     def _expect_round(self, now: float) -> None:
         if self._pulling is not None and not self._has_round:
             self._has_round = True
-            self._put(now + PULL_INTERVAL, self._play_round, 0, 0)
+            self.agenda.put(now + PULL_INTERVAL, self._play_round, 0, 0)
 
     def _play_round(self, now: float, _: int, __: int) -> None:
         """The root looks whether there are leaves to be pulled up."""
@@ -240,9 +232,9 @@ class FillingTreeWorld(TreeWorld):
     def _take_pull(self, now: float, link: int, depth_and_count: int) -> None:
         node = self.node_of[link]
         if self.up[node] != link or not self.is_placed[node]:
-            self.count_lost[PULL] += 1
+            self._count_lost[PULL] += 1
             return
-        self.count_arrived[PULL] += 1
+        self._count_arrived[PULL] += 1
         depth, count = depth_and_count >> 32, depth_and_count & 0xFFFF_FFFF
         branch = self._branches[node]
         if branch is not None and branch.children:
@@ -268,30 +260,25 @@ class FillingTreeWorld(TreeWorld):
         node = self.acceptor_of[link]
         if node == ROOT:
             # The last leg of its way is counted as what it is to the root: a request.
-            self.count_in_tree[CLIMB] -= 1
-            self.count_in_tree[REQUEST] += 1
+            self.traffic.count_in_tree[CLIMB] -= 1
+            self.traffic.count_in_tree[REQUEST] += 1
             assert self._pulling is not None
             self._pulling.note_application()
             self._take_request(now, FROM_SERVER, attempt)
         elif node == NOBODY or self.up[node] == NOBODY:
-            self.count_lost[CLIMB] += 1
+            self._count_lost[CLIMB] += 1
         else:
-            self.count_arrived[CLIMB] += 1
+            self._count_arrived[CLIMB] += 1
             self._up(now, node, CLIMB, self._take_climb, self.up[node], attempt)
 
-    def _make_to_server(self) -> Send:
-        to_server, pulled = super()._make_to_server(), self._pulled
-
-        def unless_pulled(now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
-            if kind != DONE or other not in pulled:
-                to_server(now, node, kind, act, one, other)
-
-        return unless_pulled
+    def _say_done(self, now: float, node: int, attempt: int) -> None:
+        if attempt not in self._pulled:
+            super()._say_done(now, node, attempt)
 
     def _serve_applicant(self, now: float, node: int, attempt: int) -> None:
         if attempt in self._pulled:
             # It needs no server: what it says goes back the way the request came.
-            self._has_dialled[attempt] = True
+            self._answer_states[attempt] = HEARD
             joiner = self.node_of[attempt]
             self._return(ANSWER, now, node, joiner, self._on_answered, node, attempt)
         else:
@@ -335,14 +322,14 @@ class FillingTreeWorld(TreeWorld):
                 node = self.acceptor_of[link]
             if node != ROOT:
                 break  # somebody on the way has lost its parent, or is no more
-        self.count_in_tree[RETURN] += hops
+        self.traffic.count_in_tree[RETURN] += hops
         if node == ROOT:
-            self.count_arrived[RETURN] += hops - 1
-            self.count_in_tree[RETURN] -= 1
-            self.count_in_tree[kind] += 1
-            self._put(now + delay, act, one, other)
+            self._count_arrived[RETURN] += hops - 1
+            self.traffic.count_in_tree[RETURN] -= 1
+            self.traffic.count_in_tree[kind] += 1
+            self.agenda.put(now + delay, act, one, other)
         else:
-            self.count_lost[RETURN] += hops
+            self._count_lost[RETURN] += hops
 
     def _confirm_pulled(self, now: float, link: int) -> None:
         """The leaf has a link to somebody who stands in the tree: it moves, if it gains by it."""
@@ -355,13 +342,13 @@ class FillingTreeWorld(TreeWorld):
         elif self._pulled[link] == math.inf:
             # It keeps its number from here on, and waits for a greater one: see ancestry.py.
             self._pulled[link] = (int(now / NUMBER_INTERVAL) + 1) * NUMBER_INTERVAL
-            self._put(self._pulled[link], self._confirm, link, 0)
+            self.agenda.put(self._pulled[link], self._confirm, link, 0)
         elif now < self._pulled[link]:
             pass
         elif self._depth_of(self.acceptor_of[link]) + 1 < self._depth_of(node):
             self.count_moved += 1
             self.up[node] = NOBODY
-            self._put(now + self._delays[old], self._lose_child, old, 0)
+            self.agenda.put(now + self._delays[old], self._lose_child, old, 0)
             super()._confirm(now, link, 0)
         else:
             self._end_link(now, link, 0)

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from trio_overlay.protocol.json import JSON
-from trio_overlay.simulation.world import FRAME_SIZES, KINDS, TreeWorld
+from trio_overlay.simulation.frames import FRAME_SIZES, KINDS
+from trio_overlay.simulation.world import TreeWorld
 
 MAX_BINS = 500
 
@@ -142,6 +143,7 @@ class TreeReport:
 def report_on(world: TreeWorld) -> TreeReport:
     """The report on a *world* that has run."""
     depths = world.depths()
+    traffic = world.traffic
     counts = Counter(depths.values())
     alive = sum(world.is_alive)
     waiting = [world.now - since for since in world.orphaned_at if not math.isnan(since)]
@@ -158,18 +160,18 @@ def report_on(world: TreeWorld) -> TreeReport:
             perfect_tree(len(depths), world.max_degree),
         ),
         join_time=distribution(joined),
-        messages=dict(zip(KINDS, world.count_sent, strict=True)),
-        lost=sum(world.count_lost),
+        messages=dict(zip(KINDS, traffic.count_sent, strict=True)),
+        lost=sum(traffic.count_lost),
         dropped=world.count_dropped,
         orphaned=world.count_orphaned,
         orphans=world.count_orphans,
         peak_orphans=max(world.orphans.values()),
         orphan_time=distribution([*world.orphan_times, *waiting]),
-        root=_load(world.root_load, world.root_bytes),
+        root=_load(traffic.root_load, traffic.root_bytes),
         root_peak_requests=world.peak_requests,
         server=_load(
-            world.server_load,
-            sum(n * size for n, size in zip(world.count_by_server, FRAME_SIZES, strict=True)),
+            traffic.server_load,
+            sum(n * size for n, size in zip(traffic.count_by_server, FRAME_SIZES, strict=True)),
         ),
         events=world.agenda.count_events,
         seconds=world.now,

@@ -7,14 +7,14 @@ The bootstrap server is a post office: it gives ids, passes frames on, and tells
 
 from __future__ import annotations
 
-import gc
 import math
 import random
 from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final, TypeAlias
+from itertools import groupby
+from math import isnan
+from operator import attrgetter
+from typing import Final
 
 from trio_overlay.nodes.tree import REPLACE_TIMEOUT
 from trio_overlay.nodes.tree_way_up import CONFIRM_TIMEOUT, MAX_REJOIN_DELAY, MIN_REJOIN_DELAY
@@ -36,54 +36,39 @@ from trio_overlay.protocol.branch import (
 from trio_overlay.protocol.identifiers import random_identifiers
 from trio_overlay.protocol.switchboard import DEFAULT_GRACE_TIMEOUT
 from trio_overlay.simulation.agenda import Act, Agenda
-from trio_overlay.simulation.links import SERVER, Links
+from trio_overlay.simulation.collector import no_collector
+from trio_overlay.simulation.frames import (
+    ANSWER,
+    BEAT,
+    DESCENT,
+    DIAL,
+    DONE,
+    FRAME_SIZES,
+    HELLO,
+    OFFER,
+    REQUEST,
+    WITHDRAWN,
+)
+from trio_overlay.simulation.links import Links
+from trio_overlay.simulation.requests import Requests
 from trio_overlay.simulation.scenarios import Plan
+from trio_overlay.simulation.traffic import ROOT, Traffic, parts
 
-ROOT: Final = 0
 NOBODY: Final = -1
 FROM_SERVER: Final = -1
 """In the place of a link: the frame comes from the server."""
-
-KINDS: Final = (
-    "dial",
-    "hello",
-    "offer",
-    "request",
-    "answer",
-    "done",
-    "withdrawn",
-    "descent",
-    "beat",
-    "report",
-    "pull",
-    "climb",
-    "return",
-)
-"""The frames that are counted. A request is the offer on its way from the server to the root and
-at each hop; an answer goes to the server and from there to the joiner; a withdrawal is counted at
-every hop, by the server's sockets or the tree's channels. Of the beats only those are counted that
-make an applicant a child: the others go to and fro once a second on every link, come what may.
-A climb is the request of a leaf that was pulled on its way up to the root, at each hop; a return is
-what comes back to it, or is taken back, the same way. (See filling.py for these and for reports.)
-"""
-
-(
-    DIAL, HELLO, OFFER, REQUEST, ANSWER, DONE, WITHDRAWN, DESCENT, BEAT, REPORT, PULL, CLIMB, RETURN
-) = range(len(KINDS))  # fmt: skip
-
-FRAME_SIZES: Final = (600, 90, 1200, 1250, 1250, 20, 110, 180, 40, 90, 40, 1250, 1250)
-"""Bytes of each kind: about what aiortc's descriptions with four candidates take."""
 
 # What a joiner knows of its own attempt: linked is who has an open channel, connected who has its
 # parent's word that it stands in the tree.
 ASKING, ANSWERED, LINKED, CONNECTED, OVER = range(5)
 
+# How far who answers is: admitted means no more than that; from the server's hello on it is heard
+# there, until it sees the channel open.
+ADMITTED, HEARD, OPEN = range(3)
+
 NUMBER_INTERVAL: Final = 0.9
 """Seconds from one of the root's numbers to the next, as in nodes/tree.py. Numbers are not events
 here: a node is taken to have the one that was issued last."""
-
-Send: TypeAlias = Callable[[float, int, int, Act, int, int], None]
-"""Called with now, node, kind, act, one, other: a frame goes to the server, or comes from it."""
 
 
 class TreeWorld:
@@ -120,7 +105,9 @@ class TreeWorld:
         self.rejoins = rejoins
         self.has_limits = has_limits
         self.agenda = Agenda(min(_bucket_width(plan), request_timeout / 2))
-        self._put = self.agenda.put
+        self.traffic = Traffic(self.agenda, links, plan)
+        self._count_arrived = self.traffic.count_arrived
+        self._count_lost = self.traffic.count_lost
         self._rng = random.Random(f"{seed}/world")
         self._node_id_rng = random.Random(f"{seed}/node ids")
         self._identifiers = identifiers or random_identifiers(random.Random(f"{seed}/server"))
@@ -142,9 +129,9 @@ class TreeWorld:
         """Seconds from the arrival to the first parent; NaN as long as there is none."""
         self.orphaned_at = array("d", [math.nan]) * count
         """Since when it has been without its parent; NaN while it has one or never had."""
-        self._server_delays = [links.latency(SERVER, node) for node in range(count)]
 
         # --- of each attempt to join, which is a link once it is connected ---
+        self._count_attempts = 0
         self.node_of = array("i")
         self.acceptor_of = array("i")
         """Who answers, or has answered; NOBODY again after that has failed."""
@@ -152,22 +139,13 @@ class TreeWorld:
         self._answerer_of = array("i")  # whose answer the server was the last to pass on
         self._has_left = bytearray()  # whether the server has seen the joiner go
         self._states = bytearray()
-        self._has_dialled = (
-            bytearray()
-        )  # whether who answers has the server's hello, and no channel
-        self._is_linked = bytearray()  # whether who answers has seen the channel open
+        self._answer_states = bytearray()  # how far who answers is
         self._origins: list[str] = []
         self._delays: list[float] = []  # between joiner and acceptor
         self._attempt_of: dict[str, int] = {}
+        self._make_room(count)
 
         # --- what is observed ---
-        self.count_by_server = [0] * len(KINDS)
-        """Frames sent to the server and by it, of each of `KINDS`."""
-        self.count_in_tree = [0] * len(KINDS)
-        """Frames sent from parent to child, and beats from child to parent."""
-        self.count_arrived = [0] * len(KINDS)
-        self.count_lost = [0] * len(KINDS)
-        """Frames to those who are dead, gone, or cut off for good."""
         self.count_dropped = 0
         """Requests that a branch had a reason not to take."""
         self.count_failed = 0
@@ -177,11 +155,6 @@ class TreeWorld:
         """Nodes that have left or crashed."""
         self.peak_requests = 0
         """Of the root."""
-        self.server_load = array("L")
-        """Frames to and from the server, by the second."""
-        self.root_load = array("L")
-        """Requests and withdrawals to and from the root, by the second."""
-        self.root_bytes = 0
         self.count_orphans = 0
         """Nodes that are alive and without the parent that they had."""
         self.count_orphaned = 0
@@ -191,15 +164,8 @@ class TreeWorld:
         self.orphan_times = array("d")
         """Seconds from the loss of a parent to a new one, of those who found one."""
 
-        uplinks = array("d", bytes(8 * (count + 1)))
-        self._uplinks_free_at = uplinks  # the server's is the last: its number is -1
-        has_bandwidth = links.bandwidth is not None or links.server_bandwidth is not None
-        self._is_plain = not has_bandwidth and plan.partition is None
         self._max_requests = MAX_REQUESTS if has_limits else 2**62
         self._kept_size = FRAME_SIZES[REQUEST] if has_limits else 0
-
-        self._to_server: Final = self._make_to_server()
-        self._from_server: Final = self._make_from_server()
 
         # A bound method is an object; made once, millions of events can share it.
         self._on_start = self._start
@@ -207,6 +173,7 @@ class TreeWorld:
         self._on_hello = self._send_offer
         self._on_offer = self._pass_to_root
         self._on_request = self._take_request
+        self._on_requests = self._take_requests
         self._on_acceptor_dial = self._serve_acceptor
         self._on_acceptor_hello = self._send_answer
         self._on_answer = self._pass_answer
@@ -218,12 +185,12 @@ class TreeWorld:
         self._on_descent = self._take_descent
         self._on_beat = self._take_beat
 
-        self._requests = _Requests(REPLACE_TIMEOUT, request_timeout)
-        self._begin_request = self._requests.put
+        self._requests = Requests(REPLACE_TIMEOUT, request_timeout)
         self.agenda.sweep_with(self._requests.sweep)
-        self._confirm_deadlines = self.agenda.timeouts(CONFIRM_TIMEOUT, self._end_link)
-        self._answer_deadlines = self.agenda.timeouts(request_timeout, self._end_answer)
-        self._deadlines = self.agenda.timeouts(request_timeout, self._end_attempt)
+        timeouts, matter = self.agenda.timeouts, self._are_not_connected
+        self._confirm_deadlines = timeouts(CONFIRM_TIMEOUT, self._end_link, matter)
+        self._answer_deadlines = timeouts(request_timeout, self._end_answer, matter)
+        self._deadlines = timeouts(request_timeout, self._end_attempt, matter)
         self._begin(plan)
 
     def run(self, on_progress: Callable[[], None] | None = None) -> None:
@@ -232,11 +199,6 @@ class TreeWorld:
             self.agenda.run(self.plan.ends_at, on_progress)
 
     # --- the tree, for reports ------------------------------------------------------------
-
-    @property
-    def count_sent(self) -> list[int]:
-        """Frames sent, of each of `KINDS`."""
-        return [sum(both) for both in zip(self.count_by_server, self.count_in_tree, strict=True)]
 
     @property
     def count_nodes(self) -> int:
@@ -259,8 +221,9 @@ class TreeWorld:
         branch = self._branches[node]
         if branch is None:
             return []
+        node_of, up = self.node_of, self.up
         links = [self._attempt_of[origin] for origin in branch.children]
-        return [self.node_of[link] for link in links if self.up[self.node_of[link]] == link]
+        return [node_of[link] for link in links if up[node_of[link]] == link]
 
     def depths(self) -> dict[int, int]:
         """The depth of everybody who is in the root's tree; the root's is 0."""
@@ -271,17 +234,22 @@ class TreeWorld:
             depth += 1
             inner = [node for node in level if self._branches[node] is not None]
             level = [child for node in inner for child in self.children_of(node)]
-            for child in level:
-                assert child not in depths, "a cycle"
-                depths[child] = depth
+            count = len(depths) + len(level)
+            depths.update(dict.fromkeys(level, depth))
+            assert len(depths) == count, "a cycle"
         return depths
 
     # --- the plan -------------------------------------------------------------------------
 
     def _begin(self, plan: Plan) -> None:
         put = self.agenda.put
-        for index, at in enumerate(plan.arrivals):
-            put(at, self._on_start, index + 1, 0)
+        arrivals = plan.arrivals
+        for at, nodes in groupby(range(1, plan.count_nodes), lambda node: arrivals[node - 1]):
+            first, *others = nodes
+            if others:
+                self.agenda.put_row(at, self._start_all, 0, (first, *others))
+            else:
+                put(at, self._on_start, first, 0)
         for index, at in enumerate(plan.departures or ()):
             if at < plan.ends_at:
                 put(at, self._leave, index + 1, 0)
@@ -299,54 +267,62 @@ class TreeWorld:
             return
         attempt = self._make_attempt(node)
         self._deadlines.put(now, attempt, 0)
-        self._to_server(now, node, DIAL, self._on_dial, attempt, 0)
+        self.traffic.to_server(now, node, DIAL, self._on_dial, attempt, 0)
+
+    def _start_all(self, now: float, _: int, nodes: Sequence[int]) -> None:
+        for node in nodes:
+            self._start(now, node, 0)
 
     def _make_attempt(self, node: int) -> int:
-        attempt = len(self.node_of)
-        self.node_of.append(node)
-        self.acceptor_of.append(NOBODY)
-        self._partner_of.append(NOBODY)
-        self._answerer_of.append(NOBODY)
-        self._has_left.append(False)
-        self._states.append(ASKING)
-        self._has_dialled.append(False)
-        self._is_linked.append(False)
-        self._origins.append("")
-        self._delays.append(0.0)
+        attempt = self._count_attempts
+        if attempt == len(self.node_of):
+            self._make_room(1 + attempt // 8)
+        self._count_attempts += 1
+        self.node_of[attempt] = node
         self.joining[node] = attempt
         self.tries[node] = min(255, self.tries[node] + 1)
         return attempt
 
+    def _make_room(self, count: int) -> None:
+        """Let there be *count* more attempts, that nobody makes as yet."""
+        nobody = array("i", [NOBODY]) * count
+        for numbers in (self.node_of, self.acceptor_of, self._partner_of, self._answerer_of):
+            numbers.extend(nobody)
+        for states in (self._states, self._answer_states, self._has_left):
+            states.extend(bytes(count))
+        self._origins += [""] * count
+        self._delays += [0.0] * count
+
     def _serve_joiner(self, now: float, attempt: int, _: int) -> None:
         """The server gives the joiner its id, with a hello."""
         if self._states[attempt] != ASKING:
-            self.count_lost[DIAL] += 1  # given up, or its process is gone, before it was through
+            self._count_lost[DIAL] += 1  # given up, or its process is gone, before it was through
             return
-        self.count_arrived[DIAL] += 1
+        self._count_arrived[DIAL] += 1
         origin = next(self._identifiers)
         self._origins[attempt] = origin
         self._attempt_of[origin] = attempt
-        self._from_server(now, self.node_of[attempt], HELLO, self._on_hello, attempt, 0)
+        self.traffic.from_server(now, self.node_of[attempt], HELLO, self._on_hello, attempt, 0)
 
     def _send_offer(self, now: float, attempt: int, _: int) -> None:
         """The joiner has the server's hello: it sends its offer."""
         if self._states[attempt] != ASKING:
-            self.count_lost[HELLO] += 1
+            self._count_lost[HELLO] += 1
             return
-        self.count_arrived[HELLO] += 1
-        self._to_server(now, self.node_of[attempt], OFFER, self._on_offer, attempt, 0)
+        self._count_arrived[HELLO] += 1
+        self.traffic.to_server(now, self.node_of[attempt], OFFER, self._on_offer, attempt, 0)
 
     def _pass_to_root(self, now: float, attempt: int, _: int) -> None:
         """The server passes the offer on to the root."""
-        self.count_arrived[OFFER] += 1
-        self._from_server(now, ROOT, REQUEST, self._on_request, FROM_SERVER, attempt)
+        self._count_arrived[OFFER] += 1
+        self.traffic.from_server(now, ROOT, REQUEST, self._on_request, FROM_SERVER, attempt)
 
     def _take_answer(self, now: float, node: int, attempt: int) -> None:
         """The answer of *node* has reached the joiner; the first one counts."""
         if self._states[attempt] != ASKING:
-            self.count_lost[ANSWER] += 1
+            self._count_lost[ANSWER] += 1
             return
-        self.count_arrived[ANSWER] += 1
+        self._count_arrived[ANSWER] += 1
         self._states[attempt] = ANSWERED
         self._partner_of[attempt] = node
         links = self.links
@@ -362,16 +338,16 @@ class TreeWorld:
             return  # one has given up; the other finds out, or has been told
         cut = self.plan.partition
         joiner = self.node_of[attempt]
-        if cut is not None and cut.at <= now < cut.heals_at and _parts(cut.group_of, joiner, node):
+        if cut is not None and cut.at <= now < cut.heals_at and parts(cut.group_of, joiner, node):
             self.agenda.put(cut.heals_at, self._on_connect, node, attempt)
             return
         later = now + self._delays[attempt]
         # The later one is put in first: a descent that the earlier sends at once comes after it.
         if self._rng.random() < self.links.joiner_sees_first:
-            self._put(later, self._on_acceptor_connected, node, attempt)
+            self.agenda.put(later, self._on_acceptor_connected, node, attempt)
             self._joiner_connects(now, node, attempt)
         else:
-            self._put(later, self._on_joiner_connected, node, attempt)
+            self.agenda.put(later, self._on_joiner_connected, node, attempt)
             self._acceptor_connects(now, node, attempt)
 
     def _joiner_connects(self, now: float, node: int, attempt: int) -> None:
@@ -385,7 +361,7 @@ class TreeWorld:
             return
         self._states[attempt] = LINKED
         self._confirm_deadlines.put(now, attempt, 0)
-        self._to_server(now, joiner, DONE, self._on_done, joiner, attempt)
+        self._say_done(now, joiner, attempt)
         if self.acceptor_of[attempt] != node or not self.is_alive[node]:
             # It has given up or died within this flight, when there was no link yet to lose.
             self.agenda.put(now + self.links.noticed_after, self._lose_parent, attempt, 0)
@@ -397,14 +373,14 @@ class TreeWorld:
         """
         node = self.node_of[link]
         if self.up[node] == link:
-            self.count_arrived[DESCENT] += 1
+            self._count_arrived[DESCENT] += 1
             self._place(now, node, is_placed)
         elif self._states[link] == LINKED:
-            self.count_arrived[DESCENT] += 1
+            self._count_arrived[DESCENT] += 1
             if is_placed:
                 self._confirm(now, link, 0)
         else:
-            self.count_lost[DESCENT] += 1
+            self._count_lost[DESCENT] += 1
 
     def _confirm(self, now: float, link: int, _: int) -> None:
         """The joiner takes the upper end of *link* for its parent."""
@@ -412,7 +388,7 @@ class TreeWorld:
             return
         node = self.node_of[link]
         orphaned_at = self.orphaned_at[node]
-        if not math.isnan(orphaned_at):
+        if not isnan(orphaned_at):
             # It must be shown a number that is newer than the one it had: see protocol/ancestry.py.
             proved_at = (int(orphaned_at / NUMBER_INTERVAL) + 1) * NUMBER_INTERVAL
             if now < proved_at:
@@ -425,14 +401,11 @@ class TreeWorld:
         self.tries[node] = 0
         self.up[node] = link
         self.count_connected += 1
-        if math.isnan(self.joined_after[node]):
+        if isnan(self.joined_after[node]):
             self.joined_after[node] = now - self.plan.arrivals[node - 1]
-        self.count_in_tree[BEAT] += 1
-        at = now + self._delays[link]
-        if not self._is_plain:
-            at = self._delay_further(now, at, node, self.acceptor_of[link], BEAT)
-        if at < math.inf:
-            self._put(at, self._on_beat, link, 0)
+        self.traffic.in_tree(
+            now, self._delays[link], node, self.acceptor_of[link], BEAT, self._on_beat, link, 0
+        )
         self._place(now, node, True)
 
     def _place(self, now: float, node: int, is_placed: int) -> None:
@@ -463,6 +436,14 @@ class TreeWorld:
         self.agenda.put(now + self._delays[attempt], self._lose_child, attempt, 0)
         self._try_again(now, self.node_of[attempt])
 
+    def _are_not_connected(self, attempts: Sequence[int]) -> list[bool]:
+        """Whether the time of each of *attempts* can be over for anybody.
+
+        One that is connected stays so, and who answers it has seen the channel open.
+        """
+        states = self._states
+        return [states[attempt] != CONNECTED for attempt in attempts]
+
     def _end_attempt(self, now: float, attempt: int, _: int) -> None:
         """The joiner's time is over."""
         if self._states[attempt] < LINKED:
@@ -476,11 +457,11 @@ class TreeWorld:
         self._try_again(now, node)
 
     def _say_given_up(self, now: float, node: int, attempt: int) -> None:
-        self._to_server(now, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
+        self.traffic.to_server(now, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
 
     def _try_again(self, now: float, node: int) -> None:
         """*node* has no parent, because it lost its own or its join came to nothing."""
-        if not math.isnan(self.orphaned_at[node]):
+        if not isnan(self.orphaned_at[node]):
             if self.rejoins:
                 tries = self.tries[node]
                 ceiling = min(MAX_REJOIN_DELAY, MIN_REJOIN_DELAY * 2.0 ** min(tries, 10))
@@ -498,101 +479,111 @@ class TreeWorld:
 
     def _take_request(self, now: float, link: int, attempt: int) -> None:
         """A request comes to the root, or to the child's end of *link*."""
+        self._take_requests(now, link, (attempt,))
+
+    def _take_requests(self, now: float, link: int, attempts: Sequence[int]) -> None:
+        """As `_take_request`, of several at a time: a storm comes in bursts."""
         if link == FROM_SERVER:
             node = ROOT
         else:
             node = self.node_of[link]
             if self.up[node] != link:  # only the word of the parent it has counts
-                self.count_lost[REQUEST] += 1
+                self._count_lost[REQUEST] += len(attempts)
                 return
-        self.count_arrived[REQUEST] += 1
+        self._count_arrived[REQUEST] += len(attempts)
         branch = self._branches[node] or self._make_branch(node)
-        origin = self._origins[attempt]
-        verdict = branch.take(origin, attempt, is_offer=True, size=self._kept_size)
+        origins, size = self._origins, self._kept_size
+        kept = []
+        for attempt in attempts:
+            origin = origins[attempt]
+            verdict = branch.take(origin, attempt, is_offer=True, size=size)
+            if verdict is WAIT:
+                kept.append(origin)
+            elif type(verdict) is Delegate:
+                kept.append(origin)
+                self._pass_down(now, node, self._attempt_of[verdict.child], (attempt,))
+            else:
+                self._carry_out(now, node, attempt, verdict)
+        if kept:
+            self._requests.put(now, branch, kept)
         if node == ROOT:
-            self.peak_requests = max(self.peak_requests, branch.count_requests)
-            self._count_root(now, REQUEST)
-        if type(verdict) is Delegate:
-            # A quarter of all events take this way: `_down` is written out.
-            self._begin_request(now, branch, origin)
-            link = self._attempt_of[verdict.child]
-            self.count_in_tree[REQUEST] += 1
-            at = now + self._delays[link]
+            self._note_requests(now, branch, len(attempts))
+
+    def _note_requests(self, now: float, root: Branch[int], count: int) -> None:
+        """*count* requests have come to the *root*."""
+        self.peak_requests = max(self.peak_requests, root.count_requests)
+        self.traffic.count_root(now, REQUEST, count)
+
+    def _pass_down(self, now: float, node: int, link: int, attempts: Sequence[int]) -> None:
+        """*node* passes on requests to the child on *link*."""
+        traffic = self.traffic
+        if len(attempts) > 1 and traffic.is_plain:
             if node == ROOT:
-                self._count_root(now, REQUEST)
-            if not self._is_plain:
-                at = self._delay_further(now, at, node, self.node_of[link], REQUEST)
-                if at == math.inf:
-                    return
-            self._put(at, self._on_request, link, attempt)
-        elif verdict is WAIT:
-            self._begin_request(now, branch, origin)
+                traffic.count_root(now, REQUEST, len(attempts))
+            traffic.count_in_tree[REQUEST] += len(attempts)
+            self.agenda.put_row(now + self._delays[link], self._on_requests, link, attempts)
         else:
-            self._carry_out(now, node, attempt, verdict)
+            for attempt in attempts:
+                self._down(now, node, REQUEST, self._on_request, link, attempt)
 
     def _carry_out(self, now: float, node: int, attempt: int, verdict: Verdict) -> None:
         match verdict:
             case Delegate(child):
-                link = self._attempt_of[child]
-                self._down(now, node, REQUEST, self._on_request, link, attempt)
-            case Admit() if self._states[attempt] != ASKING:
-                # It was placed again, though somebody has answered it: see `Branch.lose`.
-                for kind in (DIAL, HELLO, ANSWER, WITHDRAWN):
-                    self.count_by_server[kind] += 1
-                    self.count_arrived[kind] += 1
-                moment = now + self._server_delays[node]
-                self.agenda.put(moment, self._serve_late_acceptor, node, attempt)
+                self._pass_down(now, node, self._attempt_of[child], (attempt,))
             case Admit():
-                self.acceptor_of[attempt] = node
-                self._has_dialled[attempt] = self._is_linked[attempt] = False
-                self._answer_deadlines.put(now, node, attempt)
-                self._serve_applicant(now, node, attempt)
+                self._admit(now, node, attempt)
             case Drop():
                 self.count_dropped += 1
             case HandOver() | Wait():
                 pass  # a request is one frame here: there are no later ones to hand over
 
+    def _admit(self, now: float, node: int, attempt: int) -> None:
+        if self._states[attempt] != ASKING:
+            # It was placed again, though somebody has answered it: see `Branch.lose`.
+            for kind in (DIAL, HELLO, ANSWER, WITHDRAWN):
+                self.traffic.count_by_server[kind] += 1
+                self._count_arrived[kind] += 1
+            moment = now + self.traffic.server_delays[node]
+            self.agenda.put(moment, self._serve_late_acceptor, node, attempt)
+            return
+        self.acceptor_of[attempt] = node
+        self._answer_states[attempt] = ADMITTED
+        self._answer_deadlines.put(now, attempt, node)
+        self._serve_applicant(now, node, attempt)
+
     def _carry_out_all(self, now: float, node: int, placements: Iterable[Placement[int]]) -> None:
-        for placement in placements:
-            verdict = placement.verdict
-            if type(verdict) is Delegate:
-                # A child has come, and in a storm thousands have waited for it.
-                link = self._attempt_of[verdict.child]
-                if self._is_plain and node != ROOT:
-                    at = now + self._delays[link]
-                    for attempt in placement.frames:
-                        self.count_in_tree[REQUEST] += 1
-                        self._put(at, self._on_request, link, attempt)
-                    continue
-                for attempt in placement.frames:
-                    self._down(now, node, REQUEST, self._on_request, link, attempt)
+        for way, requests in groupby(placements, attrgetter("way")):
+            # A child has come, and in a storm thousands have waited for it. Each has one frame.
+            attempts = [request.first for request in requests]
+            if type(way) is Delegate:
+                self._pass_down(now, node, self._attempt_of[way.child], attempts)
             else:
-                for attempt in placement.frames:
-                    self._carry_out(now, node, attempt, verdict)
+                for attempt in attempts:
+                    self._carry_out(now, node, attempt, way)
 
     def _sweep(self, now: float) -> None:
         self.agenda.count_events += self._requests.sweep(now)
 
     def _pass_withdrawal(self, now: float, attempt: int, _: int) -> None:
         """The server tells the root, and whoever sent the applicant an answer."""
-        self.count_arrived[WITHDRAWN] += 1
+        self._count_arrived[WITHDRAWN] += 1
         self._has_left[attempt] = True
         if not self._origins[attempt]:
             return  # its dial never got through
-        self._from_server(now, ROOT, WITHDRAWN, self._take_withdrawal, FROM_SERVER, attempt)
+        self.traffic.from_server(now, ROOT, WITHDRAWN, self._take_withdrawal, FROM_SERVER, attempt)
         node = self._answerer_of[attempt]
         if node != NOBODY and self.acceptor_of[attempt] == node:
-            self._from_server(now, node, WITHDRAWN, self._lose_applicant, node, attempt)
+            self.traffic.from_server(now, node, WITHDRAWN, self._lose_applicant, node, attempt)
 
     def _take_withdrawal(self, now: float, link: int, attempt: int) -> None:
         """As `_take_request`, for a request that is taken back."""
         node = ROOT if link == FROM_SERVER else self.node_of[link]
         if link != FROM_SERVER and self.up[node] != link:
-            self.count_lost[WITHDRAWN] += 1
+            self._count_lost[WITHDRAWN] += 1
             return
-        self.count_arrived[WITHDRAWN] += 1
+        self._count_arrived[WITHDRAWN] += 1
         if node == ROOT:
-            self._count_root(now, WITHDRAWN)
+            self.traffic.count_root(now, WITHDRAWN)
         branch = self._branches[node]
         if branch is not None:
             self._withdraw(now, node, branch, attempt)
@@ -610,62 +601,64 @@ class TreeWorld:
 
     def _serve_applicant(self, now: float, node: int, attempt: int) -> None:
         """*node* has admitted an applicant: it dials the server to answer it."""
-        self._to_server(now, node, DIAL, self._on_acceptor_dial, node, attempt)
+        self.traffic.to_server(now, node, DIAL, self._on_acceptor_dial, node, attempt)
 
     def _serve_acceptor(self, now: float, node: int, attempt: int) -> None:
         """The server gives the acceptor, a prospect as any other, an id, which nobody needs."""
         if self.acceptor_of[attempt] != node:
-            self.count_lost[DIAL] += 1
+            self._count_lost[DIAL] += 1
             return
-        self.count_arrived[DIAL] += 1
+        self._count_arrived[DIAL] += 1
         next(self._identifiers)
-        self._from_server(now, node, HELLO, self._on_acceptor_hello, node, attempt)
+        self.traffic.from_server(now, node, HELLO, self._on_acceptor_hello, node, attempt)
 
     def _send_answer(self, now: float, node: int, attempt: int) -> None:
         if self.acceptor_of[attempt] != node:
-            self.count_lost[HELLO] += 1
+            self._count_lost[HELLO] += 1
             return
-        self.count_arrived[HELLO] += 1
-        self._has_dialled[attempt] = True
-        self._to_server(now, node, ANSWER, self._on_answer, node, attempt)
+        self._count_arrived[HELLO] += 1
+        self._answer_states[attempt] = HEARD
+        self.traffic.to_server(now, node, ANSWER, self._on_answer, node, attempt)
 
     def _pass_answer(self, now: float, node: int, attempt: int) -> None:
         """The server passes the answer on, or says that the joiner is gone.
 
         The second happens when a child is lost: requests that it had served are placed again.
         """
-        self.count_arrived[ANSWER] += 1
+        self._count_arrived[ANSWER] += 1
         if self._has_left[attempt]:
-            self._from_server(now, node, WITHDRAWN, self._lose_applicant, node, attempt)
+            self.traffic.from_server(now, node, WITHDRAWN, self._lose_applicant, node, attempt)
             return
         self._answerer_of[attempt] = node
-        self._from_server(now, self.node_of[attempt], ANSWER, self._on_answered, node, attempt)
+        self.traffic.from_server(
+            now, self.node_of[attempt], ANSWER, self._on_answered, node, attempt
+        )
 
     def _acceptor_connects(self, now: float, node: int, attempt: int) -> None:
         """*node* sees the channel open: it tells the joiner where it stands."""
         if self.acceptor_of[attempt] != node:
             return
-        self._has_dialled[attempt] = False
-        self._is_linked[attempt] = True
-        self._to_server(now, node, DONE, self._on_done, node, attempt)
+        self._answer_states[attempt] = OPEN
+        self._say_done(now, node, attempt)
         self._down(now, node, DESCENT, self._on_descent, attempt, self.is_placed[node])
 
     def _take_beat(self, now: float, link: int, _: int) -> None:
         """The joiner has taken the upper end of *link* for its parent, and is its child now."""
         node = self.acceptor_of[link]
         branch = self._branches[node] if node != NOBODY else None
-        if branch is None or not branch.is_applicant(self._origins[link]):
-            self.count_lost[BEAT] += 1
+        origin = self._origins[link]
+        if branch is None or not branch.is_applicant(origin):
+            self._count_lost[BEAT] += 1
             return
-        self.count_arrived[BEAT] += 1
-        self._carry_out_all(now, node, branch.connect(self._origins[link]))
+        self._count_arrived[BEAT] += 1
+        self._carry_out_all(now, node, branch.connect(origin))
 
-    def _end_answer(self, now: float, node: int, attempt: int) -> None:
+    def _end_answer(self, now: float, attempt: int, node: int) -> None:
         """The acceptor's time is over; if the channel is open, there is nothing to end."""
         branch = self._branches[node]
         if (
             self.acceptor_of[attempt] == node
-            and not self._is_linked[attempt]
+            and self._answer_states[attempt] != OPEN
             and branch is not None
             and branch.is_applicant(self._origins[attempt])
         ):
@@ -673,7 +666,7 @@ class TreeWorld:
 
     def _lose_applicant(self, now: float, node: int, attempt: int) -> None:
         """The server has told *node* that its applicant has given up."""
-        self.count_arrived[WITHDRAWN] += 1
+        self._count_arrived[WITHDRAWN] += 1
         branch = self._branches[node]
         if branch is not None and branch.is_applicant(self._origins[attempt]):
             self._fail_applicant(now, node, attempt)
@@ -681,7 +674,7 @@ class TreeWorld:
     def _serve_late_acceptor(self, now: float, node: int, attempt: int) -> None:
         """As `_serve_acceptor`, for one whose answer comes to nothing."""
         next(self._identifiers)
-        moment = now + 3 * self._server_delays[node]
+        moment = now + 3 * self.traffic.server_delays[node]
         self.agenda.put(moment, self._lose_late_applicant, node, attempt)
 
     def _lose_late_applicant(self, now: float, node: int, attempt: int) -> None:
@@ -695,32 +688,36 @@ class TreeWorld:
         self._sweep(now)
         if self.acceptor_of[attempt] == node:  # else it is a late one
             self.acceptor_of[attempt] = NOBODY
-            if self._has_dialled[attempt]:
+            if self._answer_states[attempt] == HEARD:
                 self._say_refused(now, node, attempt)
-            elif self._is_linked[attempt]:
+            elif self._answer_states[attempt] == OPEN:
                 self.agenda.put(now + self._delays[attempt], self._lose_parent, attempt, 0)
         branch = self._branches[node]
         assert branch is not None
         self._carry_out_all(now, node, branch.fail(self._origins[attempt]))
 
     def _say_refused(self, now: float, node: int, attempt: int) -> None:
-        self._to_server(now, node, WITHDRAWN, self._tell_joiner, node, attempt)
+        self.traffic.to_server(now, node, WITHDRAWN, self._tell_joiner, node, attempt)
 
     def _tell_joiner(self, now: float, node: int, attempt: int) -> None:
         """The server tells the joiner that *node*, which answered, has given up."""
-        self.count_arrived[WITHDRAWN] += 1
+        self._count_arrived[WITHDRAWN] += 1
         if self._answerer_of[attempt] == node and not self._has_left[attempt]:
             joiner = self.node_of[attempt]
-            self._from_server(now, joiner, WITHDRAWN, self._refuse_joiner, node, attempt)
+            self.traffic.from_server(now, joiner, WITHDRAWN, self._refuse_joiner, node, attempt)
 
     def _refuse_joiner(self, now: float, node: int, attempt: int) -> None:
-        self.count_arrived[WITHDRAWN] += 1
+        self._count_arrived[WITHDRAWN] += 1
         if self._states[attempt] == ANSWERED and self._partner_of[attempt] == node:
             self._give_up(now, attempt)
 
+    def _say_done(self, now: float, node: int, attempt: int) -> None:
+        """*node*, of the two, tells the server that the channel is open."""
+        self.traffic.to_server(now, node, DONE, self._on_done, node, attempt)
+
     def _take_done(self, _: float, node: int, attempt: int) -> None:
         """*node*, of the two, has said that the channel is open, and hangs up."""
-        self.count_arrived[DONE] += 1
+        self._count_arrived[DONE] += 1
         if node == self.node_of[attempt]:
             self._has_left[attempt] = True
 
@@ -740,14 +737,14 @@ class TreeWorld:
             return
         self.is_alive[node] = False
         self.count_closed += 1
-        if not math.isnan(self.orphaned_at[node]):
+        if not isnan(self.orphaned_at[node]):
             self._end_orphanhood(now, node)
         put = self.agenda.put
         attempt = self.joining[node]
         # It may have two links, one of them to who was to be its next parent.
         links = [self.up[node]] if self.up[node] != NOBODY else []
         if attempt != NOBODY and self._states[attempt] < LINKED:
-            self._to_server(now + grace, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
+            self.traffic.to_server(now + grace, node, WITHDRAWN, self._pass_withdrawal, attempt, 0)
         elif attempt != NOBODY:
             links.append(attempt)
         for link in links:
@@ -767,9 +764,9 @@ class TreeWorld:
             child = self.node_of[link]
             if self.up[child] == link:
                 self._begin_orphanhood(now, child)
-            if self._has_dialled[link]:
-                self._to_server(now + grace, node, WITHDRAWN, self._tell_joiner, node, link)
-            elif self._is_linked[link]:
+            if self._answer_states[link] == HEARD:
+                self.traffic.to_server(now + grace, node, WITHDRAWN, self._tell_joiner, node, link)
+            elif self._answer_states[link] == OPEN:
                 delay = self._delays[link] if noticed_after is None else noticed_after
                 put(now + delay, self._lose_parent, link, 0)
             if branch.is_applicant(origin):
@@ -806,13 +803,13 @@ class TreeWorld:
         if cut.at + self.links.noticed_after >= cut.heals_at:
             return
         for node, link in enumerate(self.up):
-            if link != NOBODY and _parts(cut.group_of, node, self.acceptor_of[link]):
+            if link != NOBODY and parts(cut.group_of, node, self.acceptor_of[link]):
                 self._begin_orphanhood(now, node)
                 self.agenda.put(now + self.links.noticed_after, self._lose_parent, link, 0)
                 self.agenda.put(now + self.links.noticed_after, self._lose_child, link, 0)
 
     def _begin_orphanhood(self, now: float, node: int) -> None:
-        if math.isnan(self.orphaned_at[node]):
+        if isnan(self.orphaned_at[node]):
             self.orphaned_at[node] = now
             self.count_orphans += 1
             self.count_orphaned += 1
@@ -823,60 +820,7 @@ class TreeWorld:
         self.count_orphans -= 1
         self.orphans[int(now)] = self.count_orphans
 
-    # --- frames on their way --------------------------------------------------------------
-
-    def _make_to_server(self) -> Send:
-        """The function `_to_server`, which has what it needs at hand: it is among the busiest.
-
-        It lets *act* happen when a frame of *node* has reached the server.
-        """
-        counts, delays, load, put = (
-            self.count_by_server,
-            self._server_delays,
-            self.server_load,
-            self._put,
-        )
-        is_plain, delay_further = self._is_plain, self._delay_further
-
-        def to_server(now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
-            counts[kind] += 1
-            at = now + delays[node]
-            if not is_plain:
-                at = delay_further(now, at, node, SERVER, kind)
-                if at == math.inf:
-                    return
-            try:
-                load[int(at)] += 1
-            except IndexError:
-                _count_anew(load, int(at))
-            put(at, act, one, other)
-
-        return to_server
-
-    def _make_from_server(self) -> Send:
-        """As `_make_to_server`: *act* happens when a frame of the server has reached *node*."""
-        counts, delays, load, put = (
-            self.count_by_server,
-            self._server_delays,
-            self.server_load,
-            self._put,
-        )
-        is_plain, delay_further = self._is_plain, self._delay_further
-
-        def from_server(now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
-            counts[kind] += 1
-            try:
-                load[int(now)] += 1
-            except IndexError:
-                _count_anew(load, int(now))
-            at = now + delays[node]
-            if not is_plain:
-                at = delay_further(now, at, SERVER, node, kind)
-                if at == math.inf:
-                    return
-            put(at, act, one, other)
-
-        return from_server
+    # --- smaller things ---------------------------------------------------------------------
 
     def _down(
         self,
@@ -888,42 +832,11 @@ class TreeWorld:
         attempt: int,
     ) -> None:
         """Let *act* happen when a frame of *node* has reached the child's end of *link*."""
-        self.count_in_tree[kind] += 1
         if node == ROOT:
-            self._count_root(now, kind)
-        at = now + self._delays[link]
-        if not self._is_plain:
-            at = self._delay_further(now, at, node, self.node_of[link], kind)
-            if at == math.inf:
-                return
-        self._put(at, act, link, attempt)
-
-    def _delay_further(self, now: float, at: float, source: int, target: int, kind: int) -> float:
-        """When a frame that is sent *now*, and would be there *at*, will be; infinity for never."""
-        links = self.links
-        bandwidth = links.server_bandwidth if source == SERVER else links.bandwidth
-        if bandwidth is not None:
-            sent_at = max(now, self._uplinks_free_at[source]) + FRAME_SIZES[kind] / bandwidth
-            self._uplinks_free_at[source] = sent_at
-            at += sent_at - now
-        cut = self.plan.partition
-        if (
-            cut is None
-            or not cut.at <= at < cut.heals_at
-            or not _parts(cut.group_of, source, target)
-        ):
-            return at
-        if cut.at + links.noticed_after < cut.heals_at:
-            self.count_lost[kind] += 1
-            return math.inf
-        return cut.heals_at + (at - now)
-
-    def _count_root(self, now: float, kind: int) -> None:
-        self.root_bytes += FRAME_SIZES[kind]
-        try:
-            self.root_load[int(now)] += 1
-        except IndexError:
-            _count_anew(self.root_load, int(now))
+            self.traffic.count_root(now, kind)
+        self.traffic.in_tree(
+            now, self._delays[link], node, self.node_of[link], kind, act, link, attempt
+        )
 
     def _make_branch(self, node: int) -> Branch[int]:
         ids = self.plan.node_ids
@@ -935,91 +848,6 @@ class TreeWorld:
             branch.close()
         self._branches[node] = branch
         return branch
-
-
-class _Requests:
-    """All requests that nodes have given to a child, or keep for one, oldest first.
-
-    After *settle_delay* they are settled, after *timeout* forgotten, as in a real node, where each
-    has a task for it. Here they are a third of all that happens, and nobody sees it but the node
-    itself, and it only when it fills a place or is told of a withdrawal: so `sweep` does it in a
-    row, from time to time, and before each of those.
-    """
-
-    def __init__(self, settle_delay: float, timeout: float) -> None:
-        self._settle_delay = min(settle_delay, timeout)
-        self._timeout = timeout
-        self._moments = array("d")
-        self._branches: list[Branch[int]] = []
-        self._origins: list[str] = []
-        self._first_unsettled = 0
-        self._first = 0
-        self.put: Final = self._make_put()
-        """``put(now, branch, origin)``: at *branch* the request of *origin* begins."""
-
-    def _make_put(self) -> Callable[[float, Branch[int], str], None]:
-        add_moment, add_branch = self._moments.append, self._branches.append
-        add_origin = self._origins.append
-
-        def put(now: float, branch: Branch[int], origin: str) -> None:
-            add_moment(now)
-            add_branch(branch)
-            add_origin(origin)
-
-        return put
-
-    def sweep(self, now: float) -> int:
-        """Settle and forget what is due by *now*; how many that were.
-
-        A branch whose node is gone by then is swept as well, and it does not matter.
-        """
-        settled = self._first_unsettled
-        until = bisect_right(self._moments, now - self._settle_delay, settled)
-        if until > settled:
-            self._first_unsettled = until
-            span = slice(settled, until)
-            for branch, origin in zip(self._branches[span], self._origins[span], strict=True):
-                branch.settle(origin)
-        first = self._first
-        end = bisect_right(self._moments, now - self._timeout, first)
-        if end > first:
-            self._first = end
-            span = slice(first, end)
-            for branch, origin in zip(self._branches[span], self._origins[span], strict=True):
-                branch.forget(origin)
-            if 2 * end > len(self._moments):
-                del self._moments[:end], self._branches[:end], self._origins[:end]
-                self._first = 0
-                self._first_unsettled -= end
-        return until - settled + end - first
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    """No cycles are looked for in this block.
-
-    Nothing here makes any while it runs: branches, requests and events hold strings and numbers,
-    and numbers take the place of references to nodes. So reference counting frees all there is to
-    free, and the collector would only walk ten million live objects again and again. What else
-    is left by the block, by a callback say, is collected afterwards.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _parts(group_of: Sequence[int], one: int, other: int) -> bool:
-    """Whether *one* and *other* are in different groups."""
-    return (0 if one == SERVER else group_of[one]) != (0 if other == SERVER else group_of[other])
-
-
-def _count_anew(load: array[int], second: int) -> None:
-    load.extend(bytes(second + 1 - len(load)))
-    load[second] += 1
 
 
 def _bucket_width(plan: Plan) -> float:
