@@ -160,11 +160,13 @@ async def bridging(trial: Trial) -> None:
 
 async def attaching(trial: Trial) -> None:
     """Through the bootstrap server, either end of it."""
-    async with open_world("a", "b") as world, open_signaling(world.network):
+    async with open_world("a", "b") as world, open_signaling(world.network) as host:
+        before = host.server.status()
         with trial.under_test():
             async with open_background_nursery() as nursery:
                 await attach(world["a"], world["b"], nursery)
         await trio.sleep(ATTEMPT)  # a joiner that is gone without a word is noticed by a timeout
+        assert host.server.status() == before
         async with unharmed(world, "a", "b"), open_background_nursery() as nursery:
             with trio.fail_after(PATIENCE):
                 await attach(world["a"], world["b"], nursery)

@@ -38,15 +38,20 @@ def check_books(town: Samplings) -> None:
 
 @asynccontextmanager
 async def unharmed(town: Samplings, *names: str) -> AsyncIterator[None]:
-    """After the block the books of all are right, and a newcomer gets to know *names*."""
+    """After the block the books of all are right, and a newcomer gets to know *names*, each of whom
+    makes it known to others.
+    """
     yield
     await trio.sleep(SETTLING)
     check_books(town)
     await town.add("late", interval=LONG)
+    arcs = town["late"].neighbours
     for name in names:
+        count = sum(arcs.inview.values())
         with trio.fail_after(PATIENCE):
             await town.join("late", name)
-    await trio.sleep(SETTLING)
+        await trio.sleep(SETTLING)
+        assert sum(arcs.inview.values()) > count, f"{name} has told nobody of the newcomer"
     assert set(names) <= set(town["late"].view)
     check_books(town)
 
