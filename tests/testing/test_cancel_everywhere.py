@@ -6,8 +6,10 @@ the server's tables; and others still join.
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -19,7 +21,7 @@ from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.peer import Peer, open_peer
 from trio_overlay.nodes.peer_attempt import HANDSHAKE_TIMEOUT
 from trio_overlay.nodes.tree import TreeNode, open_tree_node
-from trio_overlay.protocol.bootstrap import JOIN_PATH
+from trio_overlay.protocol.bootstrap import JOIN_PATH, SignalFrame
 from trio_overlay.signaling.server import SignalingServer
 from trio_overlay.testing.cancellation import Scenario, Trial, cancel_at_every_checkpoint
 from trio_overlay.testing.determinism import virtual_test
@@ -40,6 +42,8 @@ class World:
         self.server = server
         self.nodes: dict[str, TreeNode] = {}
         self.endings: dict[str, trio.Event] = {}
+        self.kept: list[object] = []
+        """What is left behind on purpose, so that nobody collects it."""
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncIterator[TreeNode]:
@@ -52,8 +56,6 @@ class World:
         ) as node:
             self.nodes[name] = node
             try:
-                # Cancelled here, `join` would call it a node that has left, and not `Cancelled`.
-                await trio.lowlevel.checkpoint()
                 yield node
             finally:
                 del self.nodes[name]
@@ -62,7 +64,6 @@ class World:
     async def open_peer(self, name: str) -> AsyncIterator[Peer]:
         network, rng = self.network.host(name), random.Random(name)
         async with open_peer(name, AUTHORITY, network=network, rng=rng) as peer:
-            await trio.lowlevel.checkpoint()  # as in `open`
             yield peer
 
     async def try_to_join(self, name: str) -> None:
@@ -372,6 +373,99 @@ async def serve(network: VirtualNetwork) -> AsyncIterator[SignalingServer]:
 )
 def test_nothing_is_left_wherever_it_is_cancelled(scenario: Scenario, least: int) -> None:
     assert cancel_at_every_checkpoint(scenario) >= least
+
+
+OFFER = SignalFrame({}, 0)
+
+
+def keep_a_task(_: World) -> None:
+    trio.lowlevel.spawn_system_task(trio.sleep_forever)
+
+
+def keep_a_connection(world: World) -> None:
+    """Without a task: it has been opened, and nobody closes it."""
+    opening = world.network.host("n1").open_peer(initiator=True)
+    world.kept.append(opening)
+    world.network._nursery.start_soon(opening.__aenter__)
+
+
+def keep_a_place(world: World) -> None:
+    branch = world.nodes["hop"]._branch  # whose place is not free yet
+    world.network.timeline.after(1, lambda: branch.take("who is gone", OFFER, is_offer=True))
+
+
+def keep_a_request(world: World) -> None:
+    world.nodes["root"]._branch.take("who is gone", OFFER, is_offer=True)
+
+
+def keep_an_entry_of_the_servers(world: World) -> None:
+    world.server._bootstrap.switchboard.enter_prospect(trio.current_time(), is_announced=True)
+
+
+def keep_a_timer(world: World) -> None:
+    world.nodes["hop"]._timeline.after(3_600, lambda: None)
+
+
+def keep_a_descriptor(world: World) -> None:
+    world.kept.append(os.open(os.devnull, os.O_RDONLY))
+
+
+def raise_something_else(_: World) -> None:
+    raise ConnectionError("told you")
+
+
+def harm_somebody_else(world: World) -> None:
+    world.nodes["hop"].close()
+
+
+@pytest.mark.parametrize(
+    ("plant", "complaint"),
+    [
+        (keep_a_task, r"sleep_forever of "),
+        (keep_a_connection, r"'n1': 1"),
+        (keep_a_place, r"'hop': \(0, \('who is gone',\)\)"),
+        (keep_a_request, r"'root': \(\('who is gone',\), "),
+        (keep_an_entry_of_the_servers, r"'prospects': 1"),
+        (keep_a_timer, r"'hop': \(\(\), 0, 0, 3\)} != .* 'hop': \(\(\), 0, 0, 2\)}"),
+        (keep_a_descriptor, r"file descriptors left open: \d+ -> /dev/null"),
+        (raise_something_else, r"told you"),
+        (harm_somebody_else, r"{'root': \(0, \(\)\), "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_whatever_is_left_is_found(plant: Callable[[World], None], complaint: str) -> None:
+    """Of each kind, once: who joins leaves it behind when it is cancelled."""
+    kept: list[object] = []
+
+    async def scenario(trial: Trial) -> None:
+        async with open_world() as world, world.open("root") as root, world.open("hop") as hop:
+            world.kept = kept
+            await root.become_root(SECRET)
+            await hop.join()
+            async with unchanged(world):
+                with trial.under_test():
+                    try:
+                        async with world.open("n1") as node:
+                            await node.join()
+                    finally:
+                        if trial.is_cancelled:
+                            plant(world)
+            assert trial.list_tasks_left() == []
+
+    with pytest.raises((AssertionError, ConnectionError, ExceptionGroup)) as caught:
+        cancel_at_every_checkpoint(scenario, first=20, stride=1000)
+    for descriptor in kept:
+        if isinstance(descriptor, int):
+            os.close(descriptor)
+    assert any("cancelled at checkpoint 20, where " in note for note in caught.value.__notes__)
+    assert any(re.search(complaint, str(leaf)) for leaf in leaves(caught.value))
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """*error*, or what is in it if it is a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaves(each)]
+    return [error]
 
 
 @virtual_test
