@@ -260,6 +260,12 @@ class Lonely(TreeMachine):
         (("--overlay", "pathlib:Path"), "pathlib:Path is no class of machines"),
         (("--replay", "no-such-file"), "no-such-file is no story"),
         (("--replay", "README.md"), "README.md is no story: line 1: a step is like"),
+        (("--replay", "empty.txt"), "empty.txt is no story: nothing happens"),
+        (("--replay", "seed.txt"), "seed.txt is no story: invalid literal for int()"),
+        (
+            ("--replay", "calls.txt"),
+            "calls.txt is no story of this overlay: nobody knows how to do this: n1 calls n2 at 1 s",
+        ),
     ],
 )
 def test_what_cannot_be_is_2_and_one_line(
@@ -270,6 +276,9 @@ def test_what_cannot_be_is_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "README.md").write_text("Once upon a time\n")
+    (tmp_path / "empty.txt").write_text("seed=1\n")
+    (tmp_path / "seed.txt").write_text("seed=one\nn1 joins at 0 s\n")
+    (tmp_path / "calls.txt").write_text("n1 joins at 0 s\nn1 calls n2 at 1 s\n")
     monkeypatch.chdir(tmp_path)
     assert run_fuzz(*arguments) == 2
     said = capsys.readouterr().err

@@ -19,7 +19,7 @@ from trio_overlay.errors import (
     ServerRefused,
     UsageError,
 )
-from trio_overlay.nodes.tree import TreeNode
+from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import MAX_UNREAD, WINDOW
 from trio_overlay.nodes.tree_events import (
     ChildClose,
@@ -526,3 +526,12 @@ async def test_body_error_leaves_as_itself(autojump_clock: MockClock) -> None:
             async with world.node("a") as node:
                 await node.join()
                 raise OwnError
+
+
+async def test_a_node_has_a_child_or_more_and_some_time_for_requests() -> None:
+    with pytest.raises(ValueError, match="max_degree is at least 1, not 0"):
+        async with open_tree_node("server:5000", max_degree=0):
+            pass
+    with pytest.raises(ValueError, match="request_timeout is above 0 seconds, not 0"):
+        async with open_tree_node("server:5000", request_timeout=0):
+            pass

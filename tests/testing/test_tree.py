@@ -21,7 +21,7 @@ from trio_overlay.protocol.tree import Descend, TreeFrame, Wish, Withdraw
 from trio_overlay.signaling.bootstrap import Connection
 from trio_overlay.testing.faults import FailHandshakes
 from trio_overlay.testing.history import History
-from trio_overlay.testing.story import Step, Story
+from trio_overlay.testing.story import Step, Story, UnknownStep
 from trio_overlay.testing.tree import TreeMachine
 from trio_overlay.testing.tree_world import TreeWorld, replay
 from trio_overlay.testing.world import Life
@@ -71,7 +71,7 @@ def test_whoever_cannot_do_what_a_step_says_does_nothing() -> None:
 
 
 def test_a_step_that_nobody_knows_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nobody knows how to do this: n1 dances at 0 s"):
+    with pytest.raises(UnknownStep, match="nobody knows how to do this: n1 dances at 0 s"):
         replay("n1 dances at 0 s")
 
 

@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from trio_overlay.cli.arguments import at_least_one, positive
 from trio_overlay.errors import UsageError
-from trio_overlay.testing.story import Story
+from trio_overlay.testing.story import Story, UnknownStep
 from trio_overlay.testing.tree_world import replay
 
 if TYPE_CHECKING:
@@ -160,14 +160,19 @@ def look_for_a_failure(
 def replay_story(machine: type[StoryMachine[Any]], path: Path, console: Console) -> int:
     """Live through the story in the file at *path*, and say what came of it.
 
-    UsageError: there is no story in it.
+    UsageError: there is no story in it, or one of another overlay.
     """
     try:
         story = Story.parse(path.read_text(encoding="utf-8"))
+        if not story.steps:
+            raise ValueError("nothing happens")
+        machine.open_world(story.settings)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no story: {error}") from error
     try:
         world = replay(story, machine.open_world)
+    except UnknownStep as error:
+        raise UsageError(f"{path} is no story of this overlay: {error}") from error
     except Exception as error:  # noqa: BLE001 - it is what was asked for
         traceback.print_exception(error)
         console.print(describe(error))

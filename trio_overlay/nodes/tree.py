@@ -129,6 +129,8 @@ async def open_tree_node(
     ValueError: *max_degree* is less than 1, or *request_timeout* not above 0.
     UsageError: *bootstrap* is no address of a server.
     """
+    if max_degree < 1:
+        raise ValueError(f"max_degree is at least 1, not {max_degree}")
     if not request_timeout > 0:
         raise ValueError(f"request_timeout is above 0 seconds, not {request_timeout}")
     rng = rng or random.Random()

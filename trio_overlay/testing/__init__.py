@@ -52,7 +52,7 @@ from trio_overlay.testing.relay_world import RelayWorld
 from trio_overlay.testing.sampling_world import SamplingWorld
 from trio_overlay.testing.signaling import SignalingHost, open_signaling
 from trio_overlay.testing.store import VirtualStore
-from trio_overlay.testing.story import Step, Story
+from trio_overlay.testing.story import Step, Story, UnknownStep
 from trio_overlay.testing.tree_world import TreeWorld, replay
 from trio_overlay.testing.world import Life, VirtualWorld
 
@@ -81,6 +81,7 @@ __all__ = [
     "TimeStandsStill",
     "TreeWorld",
     "Trial",
+    "UnknownStep",
     "VirtualHost",
     "VirtualNetwork",
     "VirtualServer",

@@ -18,7 +18,7 @@ from trio_overlay.nodes.neighbours import (
 from trio_overlay.testing.arcs_world import ArcsWorld
 from trio_overlay.testing.history import History
 from trio_overlay.testing.overhearing import Overheard
-from trio_overlay.testing.story import Step
+from trio_overlay.testing.story import Step, UnknownStep
 from trio_overlay.testing.world import Life
 
 PID = "story"
@@ -73,14 +73,15 @@ class NeighboursWorld(ArcsWorld):
         match step.verb:
             case "reaches" | "doubles" | "invites" | "bridges" | "drops" | "drops_all":
                 if node is not None:
-                    self._let(step.who, node, step.verb, whom)
+                    self._let(node, step)
             case _:
                 super().perform(step)
 
-    def _let(self, name: str, node: Neighbours, verb: str, whom: str | None) -> None:
+    def _let(self, node: Neighbours, step: Step) -> None:
+        name, whom = step.who, step.whom
         if whom is not None and len({name, *whom.split(",")}) == 1:
             return  # no peer has an arc to itself
-        match verb, whom:
+        match step.verb, whom:
             case "drops_all", None:
                 node.disconnect()
             case "drops", str():
@@ -98,7 +99,7 @@ class NeighboursWorld(ArcsWorld):
                 if opens != accepts:
                     self.attempt(name, lambda: node.connect(f"{opens}-O", f"{accepts}-I"))
             case _:
-                raise ValueError(f"nobody knows how to do this: {verb} {whom}")
+                raise UnknownStep(step)
 
     # --- checks ---------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from trio_overlay.protocol.relay import PeerId
 from trio_overlay.protocol.relay_routing import MAX_NONCES
 from trio_overlay.testing.history import History
 from trio_overlay.testing.overhearing import Overheard, as_told, content_of, is_told
-from trio_overlay.testing.story import Step
+from trio_overlay.testing.story import Step, UnknownStep
 from trio_overlay.testing.world import Life, VirtualWorld
 
 HUB = "hub"
@@ -110,7 +110,7 @@ class RelayWorld(VirtualWorld):
                 if relay is not None and other is not None and relay is not other:
                     self._let(step.who, relay, step.verb, whom, other.id)
             case "tells" | "assures" | "connects" | "lets_go":
-                raise ValueError(f"nobody knows how to do this: {step}")
+                raise UnknownStep(step)
             case _:
                 super().perform(step)
 

@@ -47,6 +47,13 @@ class Step:
         return cls(float(found["at"]), found["who"], found["verb"], found["whom"])
 
 
+class UnknownStep(ValueError):
+    """Nobody in the world of a story knows how to do this."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(f"nobody knows how to do this: {step}")
+
+
 class Story:
     """Steps in the order of their moments, and the settings of the world they happen in."""
 

@@ -507,7 +507,7 @@ def replay(
     The world as it was at the end. It raises what failed then: an AssertionError, or what a task
     of the world raised.
 
-    ValueError: the text is no story.
+    ValueError: the text is no story. UnknownStep: nobody of that world can do such a step.
     """
     if isinstance(story, str):
         story = Story.parse(story)

@@ -23,7 +23,7 @@ from trio_overlay.testing.faults import DelaySignals, LoseSignals, Rule
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
 from trio_overlay.testing.signaling import AUTHORITY, SignalingHost, open_signaling
-from trio_overlay.testing.story import Step
+from trio_overlay.testing.story import Step, UnknownStep
 
 SERVER = "server"
 """What a story calls the signaling server, as in ``server crashes at 5 s``."""
@@ -262,7 +262,7 @@ class VirtualWorld(abc.ABC):
     async def play(self, step: Step) -> None:
         """Wait for the moment of *step*, do it, and check.
 
-        ValueError: nobody knows how to do that.
+        UnknownStep: nobody knows how to do that.
         """
         await trio.sleep_until(self.begun_at + step.at)
         self.network.note(f"story: {step}")
@@ -324,7 +324,7 @@ class VirtualWorld(abc.ABC):
             ):  # fmt: skip
                 pass  # "time passes"; or it cannot be done, and is not
             case _:
-                raise ValueError(f"nobody knows how to do this: {step}")
+                raise UnknownStep(step)
 
     def begin(self, name: str, verb: str) -> None:
         """A life called *name* begins, unless there is one, or its host has crashed."""
