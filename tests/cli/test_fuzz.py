@@ -264,7 +264,7 @@ class Lonely(TreeMachine):
         (("--replay", "seed.txt"), "seed.txt is no story: invalid literal for int()"),
         (
             ("--replay", "calls.txt"),
-            "calls.txt is no story of this overlay: nobody knows how to do this: n1 calls n2 at 1 s",
+            "calls.txt is no story of this overlay: nobody knows how to do this: n1 calls n2",
         ),
     ],
 )

@@ -69,7 +69,7 @@ class NeighboursWorld(ArcsWorld):
     # --- steps ----------------------------------------------------------------------------
 
     def perform(self, step: Step) -> None:
-        node, whom = self.nodes.get(step.who), step.whom
+        node = self.nodes.get(step.who)
         match step.verb:
             case "reaches" | "doubles" | "invites" | "bridges" | "drops" | "drops_all":
                 if node is not None:
