@@ -70,6 +70,32 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_runs(
     assert said.out == ""
 
 
+@pytest.mark.parametrize("overlay", ["tree", "sampling", "relay"])
+@pytest.mark.parametrize("path", ["no/such/folder.json", "."])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
+    overlay: str,
+    path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A million nodes took their time, and then there was no report and no table."""
+    monkeypatch.chdir(tmp_path)
+    million = ["simulate", overlay, "--nodes", "1000000", "--json", path]
+    assert main(million) == 2
+    said = capsys.readouterr()
+    assert f"{path} cannot be written: " in said.err
+    assert said.out == ""
+
+
+def test_a_plot_of_no_known_kind_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    assert simulate("--nodes", 10**6, "--plot", tmp_path / "tree.docx") == 2
+    assert "no plot can be a .docx: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from trio_overlay.errors import UsageError
 from trio_overlay.protocol.json import JSON
+from trio_overlay.simulation.plots import require_plots
 
 PROGRESS_INTERVAL = 0.1
 
@@ -18,6 +20,28 @@ def setting_of(arguments: argparse.Namespace) -> dict[str, JSON]:
     """What was simulated, for the JSON; not where it was written."""
     left_out = {"run", "json", "plot"}
     return {name: value for name, value in vars(arguments).items() if name not in left_out}
+
+
+def check_files(arguments: argparse.Namespace) -> None:
+    """Nothing, if what ``--json`` and ``--plot`` ask for can be had: known before a long run.
+
+    UsageError: it cannot.
+    """
+    plot: Path | None = getattr(arguments, "plot", None)
+    if plot is not None:
+        require_plots(plot)
+    for path in (arguments.json, plot):
+        if path is not None:
+            _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a directory")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: that is not allowed")
 
 
 def write_report(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_overlay.cli.arguments import at_least_one, positive, share
-from trio_overlay.cli.reporting import peak_memory, throttled, write_report
+from trio_overlay.cli.reporting import check_files, peak_memory, throttled, write_report
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
 from trio_overlay.simulation.collector import no_collector
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_relay(arguments: argparse.Namespace, console: Console | None = None) -> int:
     """Simulate, and say what came of it; 0."""
     console = console or Console(highlight=False)
+    check_files(arguments)
     setting = setting_of(arguments)
     count = 2 * setting.nodes + round(setting.nodes * setting.replaced_per_minute)
     latency = parse_latency(arguments.latency, count, setting.seed)
@@ -65,10 +66,10 @@ def run_relay(arguments: argparse.Namespace, console: Console | None = None) -> 
         )
         report = world.report()
     seconds = time.process_time() - started_at
+    console.print(tabulate(report, _title(setting), seconds))
     if arguments.json is not None:
         said = asdict(setting) | {"latency": arguments.latency}
         write_report(arguments.json, report.to_json(said))
-    console.print(tabulate(report, _title(setting), seconds))
     return 0
 
 

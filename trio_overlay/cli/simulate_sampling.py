@@ -10,12 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_overlay.cli.arguments import at_least_one, positive, share
-from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
+from trio_overlay.cli.reporting import (
+    check_files,
+    peak_memory,
+    setting_of,
+    throttled,
+    write_report,
+)
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
 from trio_overlay.simulation.collector import no_collector
 from trio_overlay.simulation.links import Links, parse_latency
-from trio_overlay.simulation.plots import require_matplotlib
 from trio_overlay.simulation.sampling import SamplingPlan, SamplingWorld
 from trio_overlay.simulation.sampling_plots import plot_sampling
 from trio_overlay.simulation.sampling_reports import Estimates, Observer, SamplingReport, Snapshot
@@ -65,8 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_sampling(arguments: argparse.Namespace, console: Console | None = None) -> int:
     """Simulate, and say what came of it; 0."""
     console = console or Console(highlight=False)
-    if arguments.plot is not None:
-        require_matplotlib()  # better now than after a minute
+    check_files(arguments)
     started_at = time.perf_counter()
     a, b = arguments.a, arguments.b
     with no_collector(), count_progress(console, auto_refresh=False) as progress:
@@ -79,11 +83,11 @@ def run_sampling(arguments: argparse.Namespace, console: Console | None = None) 
         )
         report = observer.report()
     seconds = time.perf_counter() - started_at
+    console.print(tabulate(report, _title(arguments), seconds))
     if arguments.json is not None:
         write_report(arguments.json, report.to_json(setting_of(arguments)))
     if arguments.plot is not None:
         plot_sampling(report, _title(arguments), arguments.plot, a=a, b=b)
-    console.print(tabulate(report, _title(arguments), seconds))
     return 0
 
 

@@ -13,14 +13,19 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_overlay.cli.arguments import at_least_one, positive, share
-from trio_overlay.cli.reporting import peak_memory, setting_of, throttled, write_report
+from trio_overlay.cli.reporting import (
+    check_files,
+    peak_memory,
+    setting_of,
+    throttled,
+    write_report,
+)
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.protocol.branch import MAX_REQUESTS
 from trio_overlay.simulation.collector import no_collector
 from trio_overlay.simulation.filling import FillingTreeWorld
 from trio_overlay.simulation.links import Links, parse_latency
 from trio_overlay.simulation.placements import PLACEMENTS
-from trio_overlay.simulation.plots import require_matplotlib
 from trio_overlay.simulation.reports import Distribution, Load, TreeReport, report_on
 from trio_overlay.simulation.scenarios import SCENARIOS, Dials
 from trio_overlay.simulation.tree_plots import plot_report
@@ -79,8 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_tree(arguments: argparse.Namespace, console: Console | None = None) -> int:
     """Simulate, and say what came of it; 0."""
     console = console or Console(highlight=False)
-    if arguments.plot is not None:
-        require_matplotlib()  # better now than after a minute
+    check_files(arguments)
     started_at = time.perf_counter()
     with no_collector(), count_progress(console, auto_refresh=False) as progress:
         world = make_world(arguments)
@@ -94,11 +98,11 @@ def run_tree(arguments: argparse.Namespace, console: Console | None = None) -> i
             # million objects, and then take it apart, one by one, for several seconds.
             gc.freeze()
     seconds = time.perf_counter() - started_at
+    console.print(tabulate(report, _title(arguments), seconds))
     if arguments.json is not None:
         write_report(arguments.json, report.to_json(setting_of(arguments)))
     if arguments.plot is not None:
         plot_report(report, _title(arguments), arguments.plot)
-    console.print(tabulate(report, _title(arguments), seconds))
     return 0
 
 

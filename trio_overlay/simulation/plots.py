@@ -24,6 +24,17 @@ def require_matplotlib() -> None:
         ) from error
 
 
+def require_plots(path: Path) -> None:
+    """Nothing, if a plot can be drawn to *path*, by its suffix.
+
+    UsageError: matplotlib is not installed, or does not know the format.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    _kind_of(path, Figure())
+
+
 def new_figure(title: str, *, width: float = 9, height: float = 9) -> Figure:
     """A figure of *width* by *height* inches to draw on.
 
@@ -46,12 +57,17 @@ def save(figure: Figure, path: Path) -> None:
     """
     import matplotlib
 
-    kind = path.suffix.removeprefix(".") or "svg"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise UsageError(f"no plot can be a .{kind}: .svg, .png and .pdf can")
+    kind = _kind_of(path, figure)
     metadata = {"Date": None} if kind == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "trio-overlay", "svg.fonttype": "none"}):
         try:
             figure.savefig(path, format=kind, metadata=metadata)
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error}") from error
+
+
+def _kind_of(path: Path, figure: Figure) -> str:
+    kind = path.suffix.removeprefix(".") or "svg"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"no plot can be a .{kind}: .svg, .png and .pdf can")
+    return kind
