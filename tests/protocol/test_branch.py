@@ -21,7 +21,7 @@ from trio_overlay.protocol.branch import (
     Delegate,
     Drop,
     Placement,
-    delegate_index,
+    hash_place,
     jenkins_hash,
     make_node_id,
 )
@@ -36,8 +36,8 @@ def test_hash_equals_the_originals(value: int, expected: int) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["delegate"])
 def test_delegation_equals_the_originals(vector: dict[str, Any]) -> None:
-    index = delegate_index(vector["origin6"], int(vector["nodeId"]), vector["maxDegree"])
-    assert index == vector["index"]
+    branch: Branch[str] = Branch(int(vector["nodeId"]), vector["maxDegree"])
+    assert hash_place(branch, vector["origin6"]) == vector["index"]
 
 
 def test_node_ids_have_at_most_six_digits_and_differ() -> None:
@@ -47,8 +47,9 @@ def test_node_ids_have_at_most_six_digits_and_differ() -> None:
 
 
 def test_an_origin_that_is_no_hex_number_still_has_a_place() -> None:
-    assert 0 <= delegate_index("xyz", 123, 10) < 10
-    assert delegate_index("12xyz", 123, 10) == delegate_index("12", 123, 10)
+    branch: Branch[str] = Branch(123, 10)
+    assert 0 <= hash_place(branch, "xyz") < 10
+    assert hash_place(branch, "12xyz") == hash_place(branch, "12")
 
 
 def offer(branch: Branch[str], origin: str, frame: str = "offer") -> object:
@@ -347,4 +348,5 @@ TestBranchMachine = BranchMachine.TestCase
 
 @given(st.text(max_size=40), st.integers(0, 999_999), st.integers(1, 50))
 def test_every_origin_has_a_place(origin: str, node_id: int, max_degree: int) -> None:
-    assert 0 <= delegate_index(origin, node_id, max_degree) < max_degree
+    branch: Branch[str] = Branch(node_id, max_degree)
+    assert 0 <= hash_place(branch, origin) < max_degree

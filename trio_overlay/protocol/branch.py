@@ -508,8 +508,20 @@ holds until its request ends: the rule need not say the same again.
 
 
 def hash_place(branch: Branch[Any], origin: str) -> int:
-    """The original's rule: a hash of the origin, see `delegate_index`."""
-    return delegate_index(origin, branch.node_id, branch.max_degree)
+    """The original's rule, webrtc-tree-overlay's.
+
+    The first six hex digits of the origin are hashed, mixed with the node's own number so that no
+    two levels choose alike. The same for all frames of an origin, whether or not there is a child.
+    """
+    start = origin[:6]
+    if start.isalnum() and start.isascii():
+        # As every id that a server gives: this is asked at every hop. A leading 0x is passed over
+        # here as it is there.
+        try:
+            return jenkins_hash(int(start, 16) ^ branch.node_id) % branch.max_degree
+        except ValueError:
+            pass
+    return jenkins_hash(_leading_hex(start) ^ branch.node_id) % branch.max_degree
 
 
 def place_in_turn(branch: Branch[Any], origin: str) -> int:  # noqa: ARG001 - a PlaceRule has both
@@ -525,24 +537,6 @@ def random_place(rng: random.Random) -> PlaceRule:
 def make_node_id(rng: random.Random) -> int:
     """A node's number of up to six digits, distributed as the original's are."""
     return int(str(jenkins_hash(rng.getrandbits(32)))[:6])
-
-
-def delegate_index(origin: str, node_id: int, max_degree: int) -> int:
-    """The place whose child gets a request of *origin*, 0 to *max_degree* - 1.
-
-    As webrtc-tree-overlay's: the first six hex digits of the origin, mixed with the node's own
-    number so that no two levels choose alike. The same for all frames of an origin, whether or
-    not there is a child.
-    """
-    start = origin[:6]
-    # As every id that a server gives: this is asked at every hop. A leading 0x is passed over here
-    # as it is there.
-    if start.isalnum() and start.isascii():
-        try:
-            return jenkins_hash(int(start, 16) ^ node_id) % max_degree
-        except ValueError:
-            pass
-    return jenkins_hash(_leading_hex(start) ^ node_id) % max_degree
 
 
 def jenkins_hash(value: int) -> int:

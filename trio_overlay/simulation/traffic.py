@@ -26,16 +26,16 @@ class Traffic:
     """
 
     def __init__(self, agenda: Agenda, links: Links, plan: Plan) -> None:
-        self.count_by_server = [0] * len(KINDS)
-        """Frames sent to the server and by it, of each of `KINDS`."""
         self.count_in_tree = [0] * len(KINDS)
         """Frames sent from parent to child, and from child to parent."""
         self.count_arrived = [0] * len(KINDS)
         """Those that whoever they were for has taken; to count them is up to the world."""
         self.count_lost = [0] * len(KINDS)
         """Frames to those who are dead, gone, or cut off for good."""
-        self.server_load: list[int] = []
-        """Frames to and from the server, by the second."""
+        self._at_server: list[list[int]] = []
+        """Frames to and from the server, by the second and by their number in `KINDS`."""
+        self.count_elsewhere = [0] * len(KINDS)
+        """Those in no second, of each of `KINDS`: they never get there, or are no events."""
         self.root_load: list[int] = []
         """Requests and withdrawals to and from the root, by the second."""
         self.root_bytes = 0
@@ -51,31 +51,40 @@ class Traffic:
         self._agenda = agenda
 
     @property
+    def count_by_server(self) -> list[int]:
+        """Frames sent to the server and by it, of each of `KINDS`."""
+        return [sum(counts) for counts in zip(self.count_elsewhere, *self._at_server, strict=True)]
+
+    @property
+    def server_load(self) -> list[int]:
+        """Frames to and from the server, by the second."""
+        return [sum(counts) for counts in self._at_server]
+
+    @property
     def count_sent(self) -> list[int]:
         """Frames sent, of each of `KINDS`."""
         return [sum(both) for both in zip(self.count_by_server, self.count_in_tree, strict=True)]
 
     def to_server(self, now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
         """A frame of *node* goes to the server."""
-        self.count_by_server[kind] += 1
         at = now + self.server_delays[node]
         if not self.is_plain:
             at = self._delay_further(now, at, node, SERVER, kind)
             if at == math.inf:
+                self.count_elsewhere[kind] += 1
                 return
         try:
-            self.server_load[floor(at)] += 1
+            self._at_server[floor(at)][kind] += 1
         except IndexError:
-            _count_anew(self.server_load, floor(at))
+            self._begin_second(floor(at))[kind] += 1
         self._agenda.put(at, act, one, other)
 
     def from_server(self, now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
         """A frame of the server goes to *node*."""
-        self.count_by_server[kind] += 1
         try:
-            self.server_load[floor(now)] += 1
+            self._at_server[floor(now)][kind] += 1
         except IndexError:
-            _count_anew(self.server_load, floor(now))
+            self._begin_second(floor(now))[kind] += 1
         at = now + self.server_delays[node]
         if not self.is_plain:
             at = self._delay_further(now, at, SERVER, node, kind)
@@ -110,6 +119,11 @@ class Traffic:
             self.root_load[floor(now)] += count
         except IndexError:
             _count_anew(self.root_load, floor(now), count)
+
+    def _begin_second(self, second: int) -> list[int]:
+        while len(self._at_server) <= second:
+            self._at_server.append([0] * len(KINDS))
+        return self._at_server[second]
 
     def _delay_further(self, now: float, at: float, source: int, target: int, kind: int) -> float:
         """When a frame that is sent *now*, and would be there *at*, will be; infinity for never."""

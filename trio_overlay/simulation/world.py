@@ -19,6 +19,7 @@ from typing import Final
 from trio_overlay.nodes.tree import REPLACE_TIMEOUT
 from trio_overlay.nodes.tree_way_up import CONFIRM_TIMEOUT, MAX_REJOIN_DELAY, MIN_REJOIN_DELAY
 from trio_overlay.protocol.branch import (
+    ADMIT,
     MAX_REQUESTS,
     WAIT,
     Admit,
@@ -501,7 +502,10 @@ class TreeWorld:
                 kept.append(origin)
             elif type(verdict) is Delegate:
                 kept.append(origin)
-                self._pass_down(now, node, self._attempt_of[verdict.child], (attempt,))
+                child = self._attempt_of[verdict.child]
+                self._down(now, node, REQUEST, self._on_request, child, attempt)
+            elif verdict is ADMIT:
+                self._admit(now, node, attempt)
             else:
                 self._carry_out(now, node, attempt, verdict)
         if kept:
@@ -541,7 +545,7 @@ class TreeWorld:
         if self._states[attempt] != ASKING:
             # It was placed again, though somebody has answered it: see `Branch.lose`.
             for kind in (DIAL, HELLO, ANSWER, WITHDRAWN):
-                self.traffic.count_by_server[kind] += 1
+                self.traffic.count_elsewhere[kind] += 1
                 self._count_arrived[kind] += 1
             moment = now + self.traffic.server_delays[node]
             self.agenda.put(moment, self._serve_late_acceptor, node, attempt)
