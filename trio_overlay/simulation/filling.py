@@ -132,9 +132,9 @@ class FillingTreeWorld(TreeWorld):
             branch.meet_parent(self._newcomer)
         return branch
 
-    def _send_offer(self, now: float, attempt: int, other: int) -> None:
+    def _can_offer(self, attempt: int) -> bool:
         self._note_brought(attempt)
-        super()._send_offer(now, attempt, other)
+        return super()._can_offer(attempt)
 
     def _note_brought(self, attempt: int) -> None:
         branch = self._branches[self.node_of[attempt]]
@@ -248,12 +248,11 @@ class FillingTreeWorld(TreeWorld):
 
     def _climb_from(self, now: float, node: int) -> None:
         """The leaf *node* applies to the root, through its parents."""
-        attempt = self._make_attempt(node)
+        attempt = self._make_attempt(now, node)
         origin = self._origins[attempt] = next(self._identifiers)
         self._attempt_of[origin] = attempt
         self._pulled[attempt] = math.inf
         self._note_brought(attempt)
-        self._deadlines.put(now, attempt, 0)
         self._up(now, node, CLIMB, self._take_climb, self.up[node], attempt)
 
     def _take_climb(self, now: float, link: int, attempt: int) -> None:

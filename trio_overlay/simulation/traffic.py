@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import floor
 from typing import Final
 
-from trio_overlay.simulation.agenda import Act, Agenda
+from trio_overlay.simulation.agenda import Act, Agenda, RowAct
 from trio_overlay.simulation.frames import FRAME_SIZES, KINDS
 from trio_overlay.simulation.links import SERVER, Links
 from trio_overlay.simulation.scenarios import Plan
@@ -79,6 +79,17 @@ class Traffic:
             self._begin_second(floor(at))[kind] += 1
         self._agenda.put(at, act, one, other)
 
+    def all_to_server(
+        self, now: float, nodes: Sequence[int], kind: int, act: RowAct, others: Sequence[int]
+    ) -> None:
+        """As `to_server` of each of *nodes* with its one of *others*, when the traffic is plain.
+
+        *act* happens to all together that get there at one moment; its first number is 0.
+        """
+        for at, row in self._rows(now, nodes, others).items():
+            self._count_at_server(at, kind, len(row))
+            self._agenda.put_row(at, act, 0, row)
+
     def from_server(self, now: float, node: int, kind: int, act: Act, one: int, other: int) -> None:
         """A frame of the server goes to *node*."""
         try:
@@ -91,6 +102,14 @@ class Traffic:
             if at == math.inf:
                 return
         self._agenda.put(at, act, one, other)
+
+    def all_from_server(
+        self, now: float, nodes: Sequence[int], kind: int, act: RowAct, others: Sequence[int]
+    ) -> None:
+        """As `all_to_server`, in the other direction."""
+        self._count_at_server(now, kind, len(nodes))
+        for at, row in self._rows(now, nodes, others).items():
+            self._agenda.put_row(at, act, 0, row)
 
     def in_tree(
         self,
@@ -119,6 +138,25 @@ class Traffic:
             self.root_load[floor(now)] += count
         except IndexError:
             _count_anew(self.root_load, floor(now), count)
+
+    def _rows(
+        self, now: float, nodes: Sequence[int], others: Sequence[int]
+    ) -> dict[float, list[int]]:
+        """Those of *others* whose nodes a frame reaches at one moment, by that moment."""
+        rows: dict[float, list[int]] = {}
+        delays = self.server_delays
+        for node, other in zip(nodes, others, strict=True):
+            at = now + delays[node]
+            row = rows.get(at)
+            if row is None:
+                rows[at] = [other]
+            else:
+                row.append(other)
+        return rows
+
+    def _count_at_server(self, at: float, kind: int, count: int) -> None:
+        if count:
+            self._begin_second(floor(at))[kind] += count
 
     def _begin_second(self, second: int) -> list[int]:
         while len(self._at_server) <= second:

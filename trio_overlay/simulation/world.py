@@ -262,19 +262,30 @@ class TreeWorld:
 
     # --- the joiner -----------------------------------------------------------------------
 
+    # A crowd that comes at one moment begins in rows: those who are as far from the server have all
+    # frames to it and from it at the same moments, until the root has their requests.
+
     def _start(self, now: float, node: int, _: int) -> None:
         """*node* begins to join: it dials the server."""
-        if not self.is_alive[node] or self.joining[node] != NOBODY or self.up[node] != NOBODY:
-            return
-        attempt = self._make_attempt(node)
-        self._deadlines.put(now, attempt, 0)
-        self.traffic.to_server(now, node, DIAL, self._on_dial, attempt, 0)
+        if self._can_join(node):
+            attempt = self._make_attempt(now, node)
+            self.traffic.to_server(now, node, DIAL, self._on_dial, attempt, 0)
 
     def _start_all(self, now: float, _: int, nodes: Sequence[int]) -> None:
-        for node in nodes:
-            self._start(now, node, 0)
+        if not self.traffic.is_plain:
+            for node in nodes:
+                self._start(now, node, 0)
+            return
+        joiners = [node for node in nodes if self._can_join(node)]
+        attempts = [self._make_attempt(now, node) for node in joiners]
+        self.traffic.all_to_server(now, joiners, DIAL, self._serve_joiners, attempts)
 
-    def _make_attempt(self, node: int) -> int:
+    def _can_join(self, node: int) -> bool:
+        return bool(
+            self.is_alive[node] and self.joining[node] == NOBODY and self.up[node] == NOBODY
+        )
+
+    def _make_attempt(self, now: float, node: int) -> int:
         attempt = self._count_attempts
         if attempt == len(self.node_of):
             self._make_room(1 + attempt // 8)
@@ -282,6 +293,7 @@ class TreeWorld:
         self.node_of[attempt] = node
         self.joining[node] = attempt
         self.tries[node] = min(255, self.tries[node] + 1)
+        self._deadlines.put(now, attempt, 0)
         return attempt
 
     def _make_room(self, count: int) -> None:
@@ -296,27 +308,55 @@ class TreeWorld:
 
     def _serve_joiner(self, now: float, attempt: int, _: int) -> None:
         """The server gives the joiner its id, with a hello."""
+        if self._name(attempt):
+            self.traffic.from_server(now, self.node_of[attempt], HELLO, self._on_hello, attempt, 0)
+
+    def _serve_joiners(self, now: float, _: int, attempts: Sequence[int]) -> None:
+        served = [attempt for attempt in attempts if self._name(attempt)]
+        nodes = [self.node_of[attempt] for attempt in served]
+        self.traffic.all_from_server(now, nodes, HELLO, self._send_offers, served)
+
+    def _name(self, attempt: int) -> bool:
+        """Give the joiner an id, if it is still there."""
         if self._states[attempt] != ASKING:
             self._count_lost[DIAL] += 1  # given up, or its process is gone, before it was through
-            return
+            return False
         self._count_arrived[DIAL] += 1
         origin = next(self._identifiers)
         self._origins[attempt] = origin
         self._attempt_of[origin] = attempt
-        self.traffic.from_server(now, self.node_of[attempt], HELLO, self._on_hello, attempt, 0)
+        return True
 
     def _send_offer(self, now: float, attempt: int, _: int) -> None:
         """The joiner has the server's hello: it sends its offer."""
+        if self._can_offer(attempt):
+            self.traffic.to_server(now, self.node_of[attempt], OFFER, self._on_offer, attempt, 0)
+
+    def _send_offers(self, now: float, _: int, attempts: Sequence[int]) -> None:
+        offering = [attempt for attempt in attempts if self._can_offer(attempt)]
+        nodes = [self.node_of[attempt] for attempt in offering]
+        self.traffic.all_to_server(now, nodes, OFFER, self._pass_all_to_root, offering)
+
+    def _can_offer(self, attempt: int) -> bool:
+        """Whether the joiner is still there to take the server's hello."""
         if self._states[attempt] != ASKING:
             self._count_lost[HELLO] += 1
-            return
+            return False
         self._count_arrived[HELLO] += 1
-        self.traffic.to_server(now, self.node_of[attempt], OFFER, self._on_offer, attempt, 0)
+        return True
 
     def _pass_to_root(self, now: float, attempt: int, _: int) -> None:
         """The server passes the offer on to the root."""
         self._count_arrived[OFFER] += 1
         self.traffic.from_server(now, ROOT, REQUEST, self._on_request, FROM_SERVER, attempt)
+
+    def _pass_all_to_root(self, now: float, _: int, attempts: Sequence[int]) -> None:
+        self._count_arrived[OFFER] += len(attempts)
+        to_root = [ROOT] * len(attempts)
+        self.traffic.all_from_server(now, to_root, REQUEST, self._take_offers, attempts)
+
+    def _take_offers(self, now: float, _: int, attempts: Sequence[int]) -> None:
+        self._take_requests(now, FROM_SERVER, attempts)
 
     def _take_answer(self, now: float, node: int, attempt: int) -> None:
         """The answer of *node* has reached the joiner; the first one counts."""
