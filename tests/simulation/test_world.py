@@ -84,6 +84,17 @@ def test_invariants_hold_with_failures_and_those_who_try_again(scenario: str, se
     assert world.count_failed > 0
 
 
+@pytest.mark.parametrize("scenario", ["flash-crowd", "massacre"])
+@pytest.mark.parametrize("latency", ["constant:0.05", "uniform:0.005:0.05"])
+def test_frames_that_go_in_rows_do_what_they_do_alone(scenario: str, latency: str) -> None:
+    # An uplink without end takes no time, but each frame has to be asked about.
+    reports = [
+        report_on(world_of(scenario, links=Links(parse_latency(latency, 301, 1), bandwidth=width)))
+        for width in (None, math.inf)
+    ]
+    assert reports[0].to_json() == reports[1].to_json()
+
+
 @pytest.mark.parametrize("scenario", ["none", "flash-crowd", "poisson"])
 def test_without_churn_everybody_joins_and_is_below_the_root(scenario: str) -> None:
     world = world_of(scenario)
