@@ -92,10 +92,12 @@ class VirtualStore(SharedStore):
 
     @property
     def is_running(self) -> bool:
+        """Whether servers can reach it, if it is not paused."""
         return self._life != 0
 
     @property
     def is_paused(self) -> bool:
+        """Whether it takes what servers say, and answers nobody for now."""
         return self._is_paused
 
     def holder(self, identifier: str) -> str | None:

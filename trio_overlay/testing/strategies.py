@@ -235,6 +235,7 @@ def _is_topic(text: str) -> bool:
 # --- frames -------------------------------------------------------------------------------
 
 extension_names = st.lists(st.sampled_from(["withdraw", "credit", "connections"]) | texts(10))
+"""What a peer says that it understands: ours, and words that nobody knows."""
 
 signal_frames = st.builds(
     signal_frame,
@@ -266,12 +267,17 @@ hostile_bootstrap_texts: st.SearchStrategy[str | bytes] = st.one_of(
     spoiled(bootstrap_frames.map(encode_bootstrap).map(json.loads)).map(json.dumps),
     hostile_texts(),
 )
+"""What a stranger might send to the bootstrap server, or the server to a client."""
 
 connection_names = st.integers(0, 2**64 - 1).map("{:016x}".format)
+"""Names of dedicated connections and of roads: 16 hex digits."""
 
 node_ids = st.integers(0, 2**64 - 1).map("{:016x}".format)
+"""What tree nodes are called in paths: 16 hex digits."""
 counts = st.integers(0, 2**53 - 1)
+"""Whole numbers from 0 up that JavaScript can tell apart."""
 logs = st.builds("{}.{}".format, node_ids, st.integers(1, 9))
+"""Names of a root's logs: its id, and how many it has begun."""
 
 cast_frames: st.SearchStrategy[CastFrame] = st.one_of(
     st.builds(Cast, node_ids, counts, counts, json_values(3)),
@@ -339,11 +345,13 @@ tree_frames: st.SearchStrategy[TreeFrame] = st.one_of(
 hostile_tree_texts: st.SearchStrategy[str | bytes] = st.one_of(
     spoiled(tree_frames.map(encode_tree).map(json.loads)).map(json.dumps), hostile_texts()
 )
+"""What a stranger might send to a tree node."""
 
 ends = st.tuples(identifiers, st.sampled_from("IO")).map("-".join)
 """The two ends of neighbours."""
 
 tids = st.uuids(version=4).map(str)
+"""Names of attempts at an arc: UUIDs."""
 
 _arc_signals = st.none() | signals.map(encode_signal)
 _offer_types = st.sampled_from([INIT, INIT, INIT, RENEGOTIATION])
@@ -370,6 +378,7 @@ payloads: st.SearchStrategy[Payload] = st.one_of(
     st.builds(neighbours.Beat, st.booleans()),
     json_values(5).filter(lambda data: not is_reserved(data)).map(Application),
 )
+"""What neighbours put into their frames; values that are none of ours are the application's."""
 
 neighbour_frames: st.SearchStrategy[NeighbourFrame] = st.one_of(
     st.builds(Send, ends, texts(5).filter(bool), payloads.map(encode_payload)),
@@ -387,11 +396,13 @@ neighbour_frames: st.SearchStrategy[NeighbourFrame] = st.one_of(
 hostile_payloads: st.SearchStrategy[JSON] = st.one_of(
     spoiled(payloads.map(encode_payload)), json_values(5)
 )
+"""The same, undecoded, mostly with something wrong in it."""
 
 hostile_neighbour_texts: st.SearchStrategy[str | bytes] = st.one_of(
     spoiled(neighbour_frames.map(encode_neighbour).map(json.loads)).map(json.dumps),
     hostile_texts(),
 )
+"""What a stranger might send to a neighbour."""
 
 _names = texts(20).filter(bool)
 
@@ -413,10 +424,12 @@ both generations, and with what ours say beside them."""
 hostile_sampling_words: st.SearchStrategy[JSON] = st.one_of(
     spoiled(sampling_words.map(sampling_frames.encode_sampling)), json_values(5)
 )
+"""What a stranger might send instead, undecoded."""
 
 # --- brokers ------------------------------------------------------------------------------
 
 generations = st.sampled_from(broker.Generation)
+"""Both generations of linkup's protocol."""
 
 peer_names = st.text(
     st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=20
@@ -433,6 +446,7 @@ broker_calls: st.SearchStrategy[broker.Call] = st.one_of(
     *(st.builds(call, peer_names) for call in (broker.Exists, broker.Find)),
     st.builds(broker.Register, peer_names, st.none() | _secrets),
 )
+"""What a peer may want of a broker."""
 
 broker_requests: st.SearchStrategy[broker.Request] = st.one_of(
     st.builds(broker.Request, broker_calls, _keys, generations),
@@ -472,10 +486,12 @@ broker_texts: st.SearchStrategy[str] = st.one_of(
 hostile_broker_texts: st.SearchStrategy[str | bytes] = st.one_of(
     spoiled(broker_texts.map(json.loads)).map(json.dumps), hostile_texts()
 )
+"""What a stranger might send to a broker, or a broker to a peer."""
 
 # --- relays -------------------------------------------------------------------------------
 
 relay_ids: st.SearchStrategy[relay.PeerId] = st.integers(0, 2**160 - 1).map("{:040x}".format)
+"""Ids of relays: 160 bits as 40 hex digits."""
 
 _nonces = st.text(min_size=1, max_size=40)
 _alive = st.sampled_from([frozenset[str](), relay.EXTENSIONS])
@@ -519,6 +535,7 @@ hostile_relay_texts: st.SearchStrategy[str | bytes] = st.one_of(
 # --- faults -------------------------------------------------------------------------------
 
 probabilities = st.floats(0.0, 1.0, allow_nan=False)
+"""From 0 to 1, both included."""
 
 
 def selectors(names: list[str]) -> st.SearchStrategy[Selector]:
