@@ -52,12 +52,19 @@ async def wait_until_alone(root: TreeNode) -> None:
         await trio.sleep(0.01)
 
 
+async def wait_until_no_task_is_left(trial: Trial) -> None:
+    """Until all have ended that were begun for the block under test, at whichever end."""
+    while trial.list_tasks_left():  # noqa: ASYNC110 - as above
+        await trio.sleep(0.01)
+
+
 async def joining(trial: Trial) -> None:
     async with open_root() as (url, root):
         with trial.under_test():
             async with open_tree_node(url) as node:
                 await node.join()
         await wait_until_alone(root)
+        await wait_until_no_task_is_left(trial)
         async with open_tree_node(url) as node:  # others are unharmed
             await node.join()
 
@@ -68,12 +75,15 @@ async def leaving(trial: Trial) -> None:
         with trial.under_test():
             await node.aclose()
         await wait_until_alone(root)
+        await wait_until_no_task_is_left(trial)
 
 
 async def serving(trial: Trial) -> None:
-    with trio.fail_after(PATIENCE), trial.under_test():
-        async with open_server() as url, open_tree_node(url) as root:
-            await root.become_root(SECRET)
+    with trio.fail_after(PATIENCE):
+        with trial.under_test():
+            async with open_server() as url, open_tree_node(url) as root:
+                await root.become_root(SECRET)
+        await wait_until_no_task_is_left(trial)
 
 
 @pytest.mark.webrtc
