@@ -162,7 +162,7 @@ def test_pauses_that_a_failure_needs_stay() -> None:
             life = self.lives.get("n1")
             assert life is None or not life.has_joined, "n1 has joined"
 
-    story = Story.parse("seed=1; n1 joins at 4 s; time passes at 9 s")
+    story = Story.parse("seed=1; n1 joins at 4 s; time passes at 60 s")
     assert str(shorten(story, Patient)).splitlines()[1:] == [
         "n1 joins at 0 s",
         "time passes at 5 s",

@@ -24,6 +24,8 @@ from trio_overlay.testing.world import VirtualWorld
 
 DEFAULT_EXAMPLES = 100
 DEFAULT_STEPS = 30
+SHORT_PAUSES = (0.0, 1.0, 5.0)
+"""Seconds, tried in place of longer ones: a join is over after one of them, or after all."""
 
 
 @dataclass(eq=False)
@@ -165,7 +167,7 @@ def shorten(story: Story, open_world: OpenWorld) -> Story:
 
     Runs of steps are taken out, half of them at first, then ever fewer, and in the end one at a
     time until all are needed, for as long as what is left fails in the same places of the program,
-    or some of them. Then each step happens at once after the one before, if that does as well.
+    or some of them. Then each step comes sooner after the one before, if that does as well.
     Hypothesis has shrunk what its rules were given; here there is less that hangs together.
     A story that does not fail when it is replayed stays as it is.
     """
@@ -209,17 +211,26 @@ def _ever_shorter(
         if size > 1 or len(story.steps) == count:
             size //= 2
     for index in range(len(story.steps)):
-        hurried = _without_pause(story, index)
-        if hurried != story and (failure := fails(hurried)):
-            story = hurried
-            yield story, failure
+        for hurried in _hurried(story, index):
+            if failure := fails(hurried):
+                story = hurried
+                yield story, failure
+                break
 
 
-def _without_pause(story: Story, index: int) -> Story:
-    """*story* where the step at *index* follows at once, and all after it so much earlier."""
-    pause = story.steps[index].at - (story.steps[index - 1].at if index else 0.0)
-    later = [replace(step, at=round(step.at - pause, 3)) for step in story.steps[index:]]
-    return Story(story.settings, [*story.steps[:index], *later])
+def _hurried(story: Story, index: int) -> Iterator[Story]:
+    """*story* where the step at *index*, and with it all later ones, comes earlier; soonest first.
+
+    Its pause is one of `SHORT_PAUSES`.
+    """
+    before = story.steps[index - 1].at if index else 0.0
+    for pause in SHORT_PAUSES:
+        earlier_by = story.steps[index].at - before - pause
+        if earlier_by > 0:
+            later = [
+                replace(step, at=round(step.at - earlier_by, 3)) for step in story.steps[index:]
+            ]
+            yield Story(story.settings, [*story.steps[:index], *later])
 
 
 def _failure_of(story: Story, open_world: OpenWorld) -> Exception | None:
