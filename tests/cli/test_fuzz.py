@@ -165,7 +165,7 @@ def test_pauses_that_a_failure_needs_stay() -> None:
     story = Story.parse("seed=1; n1 joins at 4 s; time passes at 60 s")
     assert str(shorten(story, Patient)).splitlines()[1:] == [
         "n1 joins at 0 s",
-        "time passes at 5 s",
+        "time passes at 1 s",
     ]
 
 
