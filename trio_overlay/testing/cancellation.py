@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -60,7 +61,7 @@ def cancel_at_every_checkpoint(
         trial = Trial(count, cleanup_timeout)
         descriptors = _list_descriptors()
         try:
-            run(lambda trial=trial: scenario(trial), instruments=(trial,))  # type: ignore[misc]
+            run(partial(scenario, trial), instruments=(trial,))
             trial.check_that_it_was_run()
             new = sorted(_list_descriptors() - descriptors)
             assert not new, f"file descriptors left open: {', '.join(new)}"
