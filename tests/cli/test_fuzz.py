@@ -18,6 +18,7 @@ from trio_overlay.testing.fuzz import FuzzRun, fuzz, shorten
 from trio_overlay.testing.story import Step, Story
 from trio_overlay.testing.tree import TreeMachine
 from trio_overlay.testing.tree_world import TreeWorld, replay
+from trio_overlay.testing.world import FAULTS
 
 
 def run_fuzz(*arguments: object) -> int:
@@ -62,6 +63,27 @@ def test_a_planted_bug_is_found_shrunk_and_replayed(
     planted.undo()
     assert run_fuzz("--replay", path) == 0
     assert capsys.readouterr().out.startswith(f"no failure: {len(story.steps)} steps, ")
+
+
+def test_without_faults_the_network_and_the_server_do_as_they_should(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: set[str] = set()
+    perform = TreeWorld.perform
+
+    def note(world: TreeWorld, step: Step) -> None:
+        told.add(f"server {step.verb}" if step.who == "server" else step.verb)
+        perform(world, step)
+
+    monkeypatch.setattr(TreeWorld, "perform", note)
+    arguments = ("--examples", 25, "--steps", 10, "--seed", 1)
+    assert run_fuzz(*arguments) == 0
+    faults = told & {*FAULTS, "server crashes", "takes_over"}
+    assert len(faults) >= 4
+    told.clear()
+    assert run_fuzz(*arguments, "--no-faults") == 0
+    assert told >= {"joins", "leaves", "crashes"}
+    assert not told & {*FAULTS, "server crashes", "takes_over"}
 
 
 def test_one_seed_tells_the_same_stories_and_another_tells_others() -> None:

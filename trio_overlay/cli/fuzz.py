@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--steps", type=at_least_one, default=30, metavar="N", help="of a story (default: 30)")
     add("--seed", type=int, metavar="S", help="the same stories each time (default: a new one)")
+    add(
+        "--no-faults",
+        action="store_true",
+        help="the network and the server do as they should: nodes only come, go and crash",
+    )
     add("--time", type=positive, metavar="SECONDS", help="begin no story after so long")
     add(
         "--shrink-time",
@@ -120,6 +125,8 @@ def look_for_a_failure(
     """Tell stories, and say what came of it."""
     from trio_overlay.testing.fuzz import DEFAULT_EXAMPLES, fuzz
 
+    if arguments.no_faults:
+        machine = type(machine.__name__, (machine,), {"has_faults": False})
     seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
     max_examples = arguments.examples
     if max_examples is None and arguments.time is None:
