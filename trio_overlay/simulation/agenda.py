@@ -1,7 +1,8 @@
 """What is going to happen in a simulated world, and when.
 
 Built for tens of millions of events in CPython: an event is a plain tuple, never an object of its
-own, and what waits for a timeout, which most often comes to nothing, takes 16 bytes.
+own, those that are alike and come at one moment are one tuple together, a row, and what waits for a
+timeout, which most often comes to nothing, takes 16 bytes.
 """
 
 from __future__ import annotations
