@@ -44,7 +44,8 @@ class Timeline:
         self._heap: list[tuple[float, int, Appointment]] = []
         self._numbers = count()
         self._alarm: trio.CancelScope | None = None
-        self._give_away: Callable[[Appointment], None] | None = None
+        self._take: Callable[[Appointment], None] = self._put
+        """Who keeps what is appointed: this timeline, or whom `give_away` has given it to."""
         self._list_given: Callable[[], list[Appointment]] = list
 
     def at(self, moment: float, action: Callable[[], object]) -> Appointment:
@@ -53,12 +54,7 @@ class Timeline:
         An action never waits, and what it raises comes out of `run`.
         """
         appointment = Appointment(moment, action)
-        if self._give_away is not None:
-            self._give_away(appointment)
-            return appointment
-        heappush(self._heap, (moment, next(self._numbers), appointment))
-        if self._alarm is not None and moment < self._alarm.deadline:
-            self._alarm.deadline = moment
+        self._take(appointment)
         return appointment
 
     def after(self, delay: float, action: Callable[[], object]) -> Appointment:
@@ -98,10 +94,15 @@ class Timeline:
 
         *list_given* lists what is not done of it.
         """
-        self._give_away, self._list_given = take, list_given
+        self._take, self._list_given = take, list_given
         heap, self._heap = sorted(self._heap), []
         for _, _, appointment in heap:
             take(appointment)
+
+    def _put(self, appointment: Appointment) -> None:
+        heappush(self._heap, (appointment.at, next(self._numbers), appointment))
+        if self._alarm is not None and appointment.at < self._alarm.deadline:
+            self._alarm.deadline = appointment.at
 
     def _next_moment(self) -> float:
         while self._heap and self._heap[0][2].action is None:

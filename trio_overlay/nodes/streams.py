@@ -42,7 +42,8 @@ class Stream(Generic[T]):
         self._items: deque[tuple[T, int]] = deque()
         self._size = 0
         self._is_closed = False
-        self._readers = trio.lowlevel.ParkingLot()
+        self._readers: trio.lowlevel.ParkingLot | None = None
+        """Those that wait; None until somebody does, as in most streams nobody ever does."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -66,6 +67,8 @@ class Stream(Generic[T]):
         while not self._items:
             if self._is_closed:
                 raise trio.EndOfChannel
+            if self._readers is None:
+                self._readers = trio.lowlevel.ParkingLot()
             await self._readers.park()
         item = self.receive_nowait()
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -95,12 +98,14 @@ class Stream(Generic[T]):
             ):
                 self._leave()
                 self.count_dropped += 1
-        self._readers.unpark()
+        if self._readers is not None:
+            self._readers.unpark()
 
     def close(self) -> None:
         """Nothing more will come; what is kept can still be read."""
         self._is_closed = True
-        self._readers.unpark_all()
+        if self._readers is not None:
+            self._readers.unpark_all()
 
     def _start_reading(self) -> None:
         self.is_read = True

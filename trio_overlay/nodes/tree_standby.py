@@ -153,6 +153,8 @@ class Standby:
 
     async def _wait_before_asking_again(self, parent: TreeChannel) -> None:
         """Wait for some seconds, or until this is the *parent* no more."""
+        if parent is not self._node.parent:
+            return
         with trio.move_on_after(RETRY_DELAY * (0.5 + self._node._rng.random())):
             while parent is self._node.parent:
                 await self._parent_gone.wait()
