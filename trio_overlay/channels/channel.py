@@ -78,6 +78,10 @@ class Channel(trio.abc.Channel[Frame]):
         while True:
             take(await self.receive())
 
+    def close_at_once(self, reason: str = "") -> bool:  # noqa: ARG002 - others need it
+        """As `aclose`, if that takes no time; whether it was done."""
+        return False
+
     @abc.abstractmethod
     async def aclose(self, reason: str = "") -> None:
         """Close this end; *reason* is told to the other end where the transport can carry it.

@@ -181,6 +181,10 @@ class MemoryChannel(Channel):
         self.close_nowait(reason)
         await checkpoint()
 
+    def close_at_once(self, reason: str = "") -> bool:
+        self.close_nowait(reason)
+        return True
+
     def close_nowait(self, reason: str = "") -> None:
         """Close this end, as `aclose` does, without being a checkpoint."""
         if self._state == "closed here":

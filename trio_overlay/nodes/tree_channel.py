@@ -362,8 +362,10 @@ class TreeChannel:
             if self._next_look is not None:
                 self._next_look.cancel()
             self.end("the node left")
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await self._channel.aclose(self._close_reason or "")
+            reason = self._close_reason or ""
+            if not self._channel.close_at_once(reason):
+                with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                    await self._channel.aclose(reason)
             self._posted.clear()
             self._messages.close()
             self.incoming.close()

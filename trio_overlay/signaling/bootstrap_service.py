@@ -15,6 +15,7 @@ import trio
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.network import UpgradeRequest
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.channels.timeline import Appointment, Timeline
 from trio_overlay.errors import ClusterUnavailable, ProtocolError
 from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
@@ -85,21 +86,18 @@ class BootstrapService(ClusterMember):
         self._cluster = cluster
         self._heartbeat_interval = heartbeat_interval
         self._connections: dict[Client, ClientConnection] = {}
-        self._tick_at = math.inf
-        self._rescheduled = trio.Event()
+        self._timeline = Timeline()
+        self._next_tick: Appointment | None = None
+        """When time passes for the switchboard."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Let time pass for the switchboard; runs until cancelled."""
         if self._cluster is not None:
             self._cluster.attach(self)
         try:
+            self._tick()
             task_status.started()
-            while True:
-                self._act(self.switchboard.tick(trio.current_time()))
-                self._rescheduled = trio.Event()
-                self._tick_at = self.switchboard.next_tick_at
-                with trio.CancelScope(deadline=self._tick_at):
-                    await self._rescheduled.wait()
+            await self._timeline.run()
         finally:
             if self._cluster is not None:
                 self._cluster.detach(self)
@@ -177,15 +175,15 @@ class BootstrapService(ClusterMember):
         self._connections[client] = connection
         self._act(actions)
         is_cancelled = True
+        heartbeats = _Heartbeats(self._timeline, connection, heartbeat_interval)
         try:
             with connection.life:
                 async with open_background_nursery() as nursery:
                     nursery.start_soon(connection.write)
-                    if heartbeat_interval is not None:
-                        nursery.start_soon(_send_heartbeats, connection, heartbeat_interval)
                     await self._read(client, connection, silence_timeout)
             is_cancelled = False
         finally:
+            heartbeats.end()
             del self._connections[client]
             actions = self.switchboard.leave(trio.current_time(), client)
             if is_cancelled:
@@ -241,8 +239,21 @@ class BootstrapService(ClusterMember):
                     self._forward(action)
                 case Announce(message):
                     self._announce(message)
-        if self.switchboard.next_tick_at < self._tick_at:
-            self._rescheduled.set()
+        self._plan_tick()
+
+    def _plan_tick(self) -> None:
+        tick_at = self.switchboard.next_tick_at
+        if self._next_tick is None or tick_at < self._next_tick.at:
+            if self._next_tick is not None:
+                self._next_tick.cancel()
+            self._next_tick = None
+            if tick_at < math.inf:
+                self._next_tick = self._timeline.at(tick_at, self._tick)
+
+    def _tick(self) -> None:
+        """Let time pass for the switchboard."""
+        self._next_tick = None
+        self._act(self.switchboard.tick(trio.current_time()))
 
     # --- the cluster ----------------------------------------------------------------------
 
@@ -288,10 +299,30 @@ class BootstrapService(ClusterMember):
             logger.debug("the other servers are not told: %s", error)
 
 
-async def _send_heartbeats(connection: ClientConnection, interval: float) -> None:
-    while True:
-        await trio.sleep(interval)
-        connection.send_nowait(encode_bootstrap(Heartbeat()))
+class _Heartbeats:
+    """Signs of life for one client; none without an *interval*."""
+
+    def __init__(
+        self, timeline: Timeline, connection: ClientConnection, interval: float | None
+    ) -> None:
+        self._timeline = timeline
+        self._connection = connection
+        self._interval = interval
+        self._next: Appointment | None = None
+        self._plan()
+
+    def end(self) -> None:
+        """Give no more of them."""
+        if self._next is not None:
+            self._next.cancel()
+
+    def _plan(self) -> None:
+        if self._interval is not None:
+            self._next = self._timeline.after(self._interval, self._give)
+
+    def _give(self) -> None:
+        self._connection.send_nowait(encode_bootstrap(Heartbeat()))
+        self._plan()
 
 
 def _is_announced(request: UpgradeRequest) -> bool:
