@@ -38,7 +38,7 @@ class NeighbourRoad:
         self._peer: PeerConnection | None = None
         self._early: deque[Signal] = deque()
         """What came before there was a peer connection for it."""
-        self._shaking = trio.CancelScope()
+        self._shaking: trio.CancelScope | None = None
         self._failure: ConnectionFailed | None = None
 
     def deliver(self, signal: Signal) -> None:
@@ -53,15 +53,24 @@ class NeighbourRoad:
         self.ended.set()
         if not is_connected and self._failure is None:
             self._failure = ConnectionFailed(reason)
-            self._shaking.cancel()
+            if self._shaking is not None:
+                self._shaking.cancel()
 
-    async def shake_hands(self, peer: PeerConnection, timeout: float) -> Channel | None:
-        """As `handshake.shake_hands`; None if it took more than *timeout* seconds."""
+    async def shake_hands(
+        self, peer: PeerConnection, timeout: float, scope: trio.CancelScope
+    ) -> Channel | None:
+        """As `handshake.shake_hands`, in *scope*.
+
+        None if that was cancelled, as it is when it has taken *timeout* seconds.
+        """
         self._peer = peer
         for signal in self._early:
             peer.signal_nowait(signal)
-        self._shaking.deadline = trio.current_time() + timeout
-        with self._shaking:
+        self._shaking = scope
+        scope.deadline = trio.current_time() + timeout
+        if self._failure is not None:
+            scope.cancel()
+        with scope:
             return await peer.connect(self._say)
         if self._failure is not None:
             raise self._failure
@@ -78,7 +87,7 @@ async def connect_over(
     ConnectionFailed: the other end has given up, or the road is broken.
     """
     async with network.open_peer(initiator=True) as peer:
-        channel = await road.shake_hands(peer, timeout)
+        channel = await road.shake_hands(peer, timeout, trio.CancelScope())
         if channel is None:
             raise JoinTimeout(f"no connection over a neighbour within {timeout:g} s")
         yield Connection(channel, None, road.name, road.extensions)
@@ -93,10 +102,9 @@ async def answer_over(
     JoinRefused: the applicant has withdrawn. JoinTimeout, ConnectionFailed: as in `connect_over`.
     """
     async with network.open_peer(initiator=False) as peer:
-        with request.scope as scope:
-            request.attach(peer)
-            channel = await road.shake_hands(peer, timeout)
-        if scope.cancelled_caught:
+        request.attach(peer)
+        channel = await road.shake_hands(peer, timeout, request.scope)
+        if channel is None and request.withdrawn is not None:
             raise JoinRefused(f"{request.origin} has withdrawn: {request.withdrawn}")
         if channel is None:
             raise JoinTimeout(f"{request.origin} did not connect within {timeout:g} s")
