@@ -134,6 +134,21 @@ def test_what_an_action_raises_leaves_its_own_run_and_no_other(
     assert done == ["another timeline goes on"]
 
 
+def test_a_storm_of_timeouts_that_are_cancelled_leaves_no_heap_of_them() -> None:
+    done: list[int] = []
+
+    async def scenario(timeline: Timeline, _: trio.Nursery) -> None:
+        for number in range(100):
+            timeline.at(2.0 + number / 1000, partial(done.append, number))
+        for _repeat in range(10_000):
+            timeline.after(30.0, partial(done.append, -1)).cancel()
+            assert len(timeline._heap) <= 2 * 101 + 1
+        await trio.sleep(3)
+
+    kept_by_a_task(scenario)
+    assert done == list(range(100))
+
+
 def test_an_action_that_is_always_due_again_keeps_nobody_from_running() -> None:
     count = 0
 

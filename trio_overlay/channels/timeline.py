@@ -9,11 +9,14 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NoReturn
 
 import trio
+
+_MIN_SWEPT = 64
+"""So few appointments are kept without a look at how many of them were cancelled."""
 
 
 class Appointment:
@@ -34,7 +37,8 @@ class Appointment:
 class Timeline:
     """Actions in the order of their moments, those of one moment in the order they were made.
 
-    They are done while `run` runs, in its task or in its place, and when it ends all are let go.
+    They are done while `run` runs, in its task or in its place; what is left when it ends never is.
+    Those that were cancelled are kept for a while, but never more than there are others, and a few.
     """
 
     def __init__(self) -> None:
@@ -43,6 +47,8 @@ class Timeline:
         # The number keeps the order of equal moments, and keeps heapq from comparing further.
         self._heap: list[tuple[float, int, Appointment]] = []
         self._numbers = count()
+        self._sweep_at = _MIN_SWEPT
+        """How long the heap is when those that were cancelled are taken out."""
         self._alarm: trio.CancelScope | None = None
         self._take: Callable[[Appointment], None] = self._put
         """Who keeps what is appointed: this timeline, or whom `give_away` has given it to."""
@@ -100,6 +106,10 @@ class Timeline:
             take(appointment)
 
     def _put(self, appointment: Appointment) -> None:
+        if len(self._heap) >= self._sweep_at:
+            self._heap = [entry for entry in self._heap if entry[2].action is not None]
+            heapify(self._heap)
+            self._sweep_at = max(_MIN_SWEPT, 2 * len(self._heap))
         heappush(self._heap, (appointment.at, next(self._numbers), appointment))
         if self._alarm is not None and appointment.at < self._alarm.deadline:
             self._alarm.deadline = appointment.at

@@ -410,10 +410,10 @@ class TreeNode(TreeMessages):
         if is_news and now.path != before.path:
             self.events.put(PathChange(now.path))
         frame = Beat(now.number) if now.path == before.path else Descend(now)
-        text = encode_tree(frame)
-        for link in self._links.values():
-            if HEAL in link.extensions:
-                link.post(frame, text)
+        below = [link for link in self._links.values() if HEAL in link.extensions]
+        text = encode_tree(frame) if below else ""
+        for link in below:
+            link.post(frame, text)
         self._tell_casts()
 
     def _tell_casts(self) -> None:
