@@ -14,13 +14,19 @@ from tests.interop.ends import (
     open_our_root,
     open_server,
 )
-from tests.interop.node import PATIENCE, VARIANTS, open_node_process, open_original_server
+from tests.interop.node import (
+    PATIENCE,
+    VARIANTS,
+    open_node_process,
+    open_original_server,
+    runs_originals,
+)
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import JoinTimeout
 from trio_overlay.signaling.bootstrap import Bootstrap, open_bootstrap
 
-pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
+pytestmark = [*runs_originals, pytest.mark.webrtc]
 
 on_every_server = pytest.mark.parametrize("whose", ["original", "ours"])
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import trio
 
-from tests.interop.node import PATIENCE, NodeProcess, open_node_process
+from tests.interop.node import PATIENCE, NodeProcess, open_node_process, runs_originals
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.nodes.neighbours import Neighbours, open_neighbours
 from trio_overlay.protocol.json import JSON
 
-pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
+pytestmark = [*runs_originals, pytest.mark.webrtc]
 
 PID = "interop"
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import trio
 
 from tests.interop.node import (
     PATIENCE,
     VARIANTS,
+    NodeCrashed,
     NodeFailed,
     NodeProcess,
     open_node_process,
     open_original_server,
+    runs_originals,
 )
 
-pytestmark = pytest.mark.interop
+pytestmark = runs_originals
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
@@ -93,3 +101,56 @@ async def test_an_event_that_does_not_come_is_told_with_those_that_did() -> None
                 await trio.sleep(0.05)
         with pytest.raises(AssertionError, match=r"no .*nothing.*listening"):
             await server.wait_for("nothing", timeout=0.1)
+
+
+async def test_a_crash_of_native_code_is_told_from_a_failure() -> None:
+    with pytest.raises(NodeCrashed):
+        async with open_node_process("server.js") as server:
+            await server.wait_for("listening")
+            os.kill(server.pid, signal.SIGSEGV)
+            await trio.sleep_forever()
+
+
+CRASHING = """
+import os, signal, trio
+from tests.interop.node import open_node_process, runs_originals
+
+pytestmark = runs_originals
+began = 0
+
+async def test_it():
+    global began
+    began += 1
+    async with trio.open_nursery(), open_node_process("server.js") as server:
+        await server.wait_for("listening")
+        if began <= {crashes}:
+            os.kill(server.pid, signal.SIGSEGV)
+            await trio.sleep_forever()
+        {then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("crashes", "then", "outcome"),
+    [
+        (2, "pass", "1 passed, 2 rerun"),
+        (3, "pass", "1 failed, 2 rerun"),
+        (0, "assert 0", "1 failed"),
+    ],
+    ids=["crashes twice", "crashes always", "fails"],
+)
+def test_a_test_is_run_again_after_a_crash_and_after_nothing_else(
+    tmp_path: Path, crashes: int, then: str, outcome: str
+) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text(CRASHING.format(crashes=crashes, then=then))
+    project = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(test)]
+    done = subprocess.run(
+        [*command, "-c", str(project / "pyproject.toml")],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1].startswith(f"{outcome} in "), done.stdout

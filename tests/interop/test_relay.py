@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import trio
 
-from tests.interop.node import Event, NodeProcess, open_node_process
+from tests.interop.node import Event, NodeProcess, open_node_process, runs_originals
 from trio_overlay.nodes.datagram import open_relay_socket
 from trio_overlay.nodes.relay import Relay, RelayMessage, open_relay
 from trio_overlay.nodes.relay_identity import Identity
 from trio_overlay.protocol.relay_routing import Policy
 
-pytestmark = [pytest.mark.interop]
+pytestmark = runs_originals
 
 PATIENCE = 120.0
 _QUIET = Policy(max_attempts=0)

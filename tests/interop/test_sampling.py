@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
-from tests.interop.node import PATIENCE, Event, NodeProcess, open_node_process
+from tests.interop.node import PATIENCE, Event, NodeProcess, open_node_process, runs_originals
 from tests.nodes.neighbourhoods import by_callbacks
 from trio_overlay.nodes.sampling import Sampling, open_sampling
 from trio_overlay.protocol.json import JSON
 
-pytestmark = pytest.mark.interop
+pytestmark = runs_originals
 
 LONG = 3600.0
 """An interval in which nobody begins an exchange that the test has not asked for."""

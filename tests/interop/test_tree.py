@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.interop.ends import SECRET, open_server
-from tests.interop.node import PATIENCE, Event, NodeProcess, open_node_process
+from tests.interop.node import PATIENCE, Event, NodeProcess, open_node_process, runs_originals
 from tests.nodes.test_tree import until
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import NotSupported, ServerUnreachable, SnapshotFailed
@@ -21,7 +21,7 @@ from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_events import ChildClose, ChildConnect
 from trio_overlay.nodes.tree_snapshots import ask_tree_snapshot
 
-pytestmark = [pytest.mark.interop, pytest.mark.webrtc]
+pytestmark = [*runs_originals, pytest.mark.webrtc]
 
 
 @dataclass
