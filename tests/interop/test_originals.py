@@ -1,8 +1,10 @@
-"""The JavaScript originals among themselves: what the other tests here stand on."""
+"""The JavaScript originals by themselves: what the other tests here stand on."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,8 +21,10 @@ from tests.interop.node import (
     NodeProcess,
     open_node_process,
     open_original_server,
+    require_originals,
     runs_originals,
 )
+from trio_overlay.protocol.branch import Branch, hash_place
 
 pytestmark = runs_originals
 
@@ -109,6 +113,31 @@ async def test_a_crash_of_native_code_is_told_from_a_failure() -> None:
             await server.wait_for("listening")
             os.kill(server.pid, signal.SIGSEGV)
             await trio.sleep_forever()
+
+
+DELEGATING = """
+const Node = require('webrtc-tree-overlay')
+const origins = JSON.parse(require('fs').readFileSync(0, 'utf8'))
+const node = { id: '123456', maxDegree: 1000, _log () {} }
+const places = origins.map(origin => Node.prototype._delegateIndex.call(node, { origin }))
+console.log(JSON.stringify(places))
+"""
+
+
+def test_any_origin_is_delegated_to_the_same_place_as_by_the_original() -> None:
+    rng = random.Random(5)
+    alphabet = "0019afAFgxxX+-_ \t\v\x1c\x85\xa0\u0661\u180e\u2028\ufeff\U0001d7ce"
+    origins = ["".join(rng.choices(alphabet, k=rng.randrange(9))) for _ in range(20_000)]
+    ran = subprocess.run(
+        [require_originals(), "-e", DELEGATING],
+        cwd=Path(__file__).parent,
+        input=json.dumps(origins),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    branch: Branch[str] = Branch(123_456, 1000)
+    assert json.loads(ran.stdout) == [hash_place(branch, origin) for origin in origins]
 
 
 CRASHING = """

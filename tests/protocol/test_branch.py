@@ -52,6 +52,34 @@ def test_an_origin_that_is_no_hex_number_still_has_a_place() -> None:
     assert hash_place(branch, "12xyz") == hash_place(branch, "12")
 
 
+@pytest.mark.parametrize(
+    ("origin", "number"),
+    [
+        ("0x12", 18),
+        ("0X1f-a", 31),
+        ("0x12zz", 18),
+        ("0x0x12", 0),
+        ("00x12", 0),
+        ("0xg", 0),
+        ("-12", -18),
+        ("-0x12", -18),
+        ("+12", 18),
+        ("--1", 0),
+        ("1_2", 1),
+        ("\t\v\f 12", 18),
+        ("\xa0a1", 161),
+        ("\u2028b", 11),
+        ("\ufeff9z", 9),
+        ("\x1c12", 0),
+        ("\x8512", 0),
+        ("\u0661", 0),
+    ],
+)
+def test_an_origin_is_read_as_by_parse_int(origin: str, number: int) -> None:
+    branch: Branch[str] = Branch(1000, 1 << 31)  # a place for each hash
+    assert hash_place(branch, origin) == jenkins_hash(number ^ 1000)
+
+
 def offer(branch: Branch[str], origin: str, frame: str = "offer") -> object:
     return branch.take(origin, frame, is_offer=True)
 

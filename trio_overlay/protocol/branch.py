@@ -8,7 +8,8 @@ one event, changes the state in one step, and returns what is to be done.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -22,6 +23,12 @@ MAX_FRAMES = 64
 """Frames kept of one request; a handshake has about five, and what goes over is not passed on."""
 MAX_HELD_BYTES = 32 << 20
 """Bytes of frames kept for all requests together."""
+
+# ECMAScript's white space is not Python's: the byte order mark is, \x1c to \x1f and \x85 are not.
+_LEADING_HEX = re.compile(
+    "[\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]*"
+    "([+-]?)(?:0[xX])?([0-9a-fA-F]+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -554,13 +561,6 @@ def jenkins_hash(value: int) -> int:
 
 
 def _leading_hex(text: str) -> int:
-    """What JavaScript's parseInt makes of *text*; 0 where it makes NaN of it."""
-    digits = "".join(_while_hex(text))
-    return int(digits, 16) if digits else 0
-
-
-def _while_hex(text: str) -> Iterator[str]:
-    for character in text:
-        if character not in "0123456789abcdefABCDEF":
-            return
-        yield character
+    """What JavaScript's parseInt makes of *text* as a hex number; 0 where it makes NaN of it."""
+    found = _LEADING_HEX.match(text)
+    return int(found[1] + found[2], 16) if found else 0
