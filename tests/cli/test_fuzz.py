@@ -283,7 +283,8 @@ class Lonely(TreeMachine):
         (("--replay", "no-such-file"), "no-such-file is no story"),
         (("--replay", "README.md"), "README.md is no story: line 1: a step is like"),
         (("--replay", "empty.txt"), "empty.txt is no story: nothing happens"),
-        (("--replay", "seed.txt"), "seed.txt is no story: invalid literal for int()"),
+        (("--replay", "seed.txt"), "seed.txt is no story: line 1: seed is a whole number, not"),
+        (("--replay", "degree.txt"), "degree.txt is no story: line 2: max_degre is no setting"),
         (
             ("--replay", "calls.txt"),
             "calls.txt is no story of this overlay: nobody knows how to do this: n1 calls n2",
@@ -300,6 +301,7 @@ def test_what_cannot_be_is_2_and_one_line(
     (tmp_path / "README.md").write_text("Once upon a time\n")
     (tmp_path / "empty.txt").write_text("seed=1\n")
     (tmp_path / "seed.txt").write_text("seed=one\nn1 joins at 0 s\n")
+    (tmp_path / "degree.txt").write_text("# a story\nmax_degre=1\nn1 joins at 0 s\n")
     (tmp_path / "calls.txt").write_text("n1 joins at 0 s\nn1 calls n2 at 1 s\n")
     monkeypatch.chdir(tmp_path)
     assert run_fuzz(*arguments) == 2

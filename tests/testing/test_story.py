@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trio_overlay.testing.story import Step, Story
+from trio_overlay.testing.story import Step, Story, read_settings
 
 TEXT = """\
 seed=7 max_degree=2
@@ -29,6 +29,13 @@ def test_a_story_reads_as_it_is_written() -> None:
 def test_semicolons_comments_and_empty_lines_are_allowed() -> None:
     text = TEXT.replace("\n", "; ", 2) + "\n\n  # the end\n"
     assert Story.parse(text) == Story.parse(TEXT)
+
+
+def test_settings_are_numbers_of_the_types_of_their_defaults() -> None:
+    defaults = {"seed": 0, "loss": 0.0, "interval": 20.0}
+    settings = read_settings({"seed": "7", "loss": "1"}, defaults)
+    assert settings == {"seed": 7, "loss": 1.0}
+    assert [type(value) for value in settings.values()] == [int, float]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from trio_overlay.protocol.tree import Descend, TreeFrame, Wish, Withdraw
 from trio_overlay.signaling.bootstrap import Connection
 from trio_overlay.testing.faults import FailHandshakes
 from trio_overlay.testing.history import History
-from trio_overlay.testing.story import Step, Story, UnknownStep
+from trio_overlay.testing.story import BadSetting, Step, Story, UnknownStep
 from trio_overlay.testing.tree import TreeMachine
 from trio_overlay.testing.tree_world import TreeWorld, replay
 from trio_overlay.testing.world import Life
@@ -73,6 +73,24 @@ def test_whoever_cannot_do_what_a_step_says_does_nothing() -> None:
 def test_a_step_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(UnknownStep, match="nobody knows how to do this: n1 dances at 0 s"):
         replay("n1 dances at 0 s")
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("max_degre=3", "max_degre is no setting here; there are heartbeat, max_degree, noticed"),
+        ("loss=0", "loss is no setting here"),  # of other worlds
+        ("max_degree=2.5", "max_degree is a whole number, not '2.5'"),
+        ("heartbeat=often", "heartbeat is a number, not 'often'"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_an_error_with_its_line(
+    setting: str, complaint: str
+) -> None:
+    with pytest.raises(BadSetting, match=f"line 3: {complaint}"):
+        replay(f"# a story\nseed=3\nrequest_timeout=8 {setting}; n1 joins at 0 s")
+    with pytest.raises(BadSetting, match=f"^{complaint}"):
+        TreeWorld(dict([setting.split("=")]))
 
 
 class SmallTree(TreeMachine):

@@ -173,7 +173,7 @@ def replay_story(machine: type[StoryMachine[Any]], path: Path, console: Console)
         story = Story.parse(path.read_text(encoding="utf-8"))
         if not story.steps:
             raise ValueError("nothing happens")
-        machine.open_world(story.settings)
+        story.open_world(machine.open_world)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no story: {error}") from error
     try:

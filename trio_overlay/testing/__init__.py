@@ -52,12 +52,13 @@ from trio_overlay.testing.relay_world import RelayWorld
 from trio_overlay.testing.sampling_world import SamplingWorld
 from trio_overlay.testing.signaling import SignalingHost, open_signaling
 from trio_overlay.testing.store import VirtualStore
-from trio_overlay.testing.story import Step, Story, UnknownStep
+from trio_overlay.testing.story import BadSetting, Step, Story, UnknownStep
 from trio_overlay.testing.tree_world import TreeWorld, replay
 from trio_overlay.testing.world import Life, VirtualWorld
 
 __all__ = [
     "Action",
+    "BadSetting",
     "BrokerWorld",
     "Cut",
     "DelaySignals",

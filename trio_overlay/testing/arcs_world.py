@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import ClassVar
 
 import trio
 
@@ -38,15 +39,23 @@ class ArcsWorld(VirtualWorld):
     *pid* is the protocol of the arcs.
     """
 
+    defaults: ClassVar = {
+        **VirtualWorld.defaults,
+        "attempt_timeout": 10.0,
+        "keep_timeout": 4.0,
+        "heartbeat": 5.0,
+        "loss": 0.0,
+    }
+
     def __init__(
         self, settings: Mapping[str, str], pid: str, *, history: History | None = None
     ) -> None:
         super().__init__(settings, history=history)
         self.pid = pid
-        self.attempt_timeout = float(settings.get("attempt_timeout", "10"))
-        self.keep_timeout = float(settings.get("keep_timeout", "4"))
-        self.heartbeat = float(settings.get("heartbeat", "5"))
-        self.loss = float(settings.get("loss", "0"))
+        self.attempt_timeout = self.settings["attempt_timeout"]
+        self.keep_timeout = self.settings["keep_timeout"]
+        self.heartbeat = self.settings["heartbeat"]
+        self.loss = self.settings["loss"]
         self.nodes: dict[str, Neighbours] = {}
         """Those that are open, the gate among them, oldest first."""
         self._rng = random.Random(f"{self.seed} carriers")

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import cast
+from typing import ClassVar, cast
 
 import trio
 
@@ -40,13 +40,15 @@ class RelayWorld(VirtualWorld):
     ================  ===========================================================================
     """
 
+    defaults: ClassVar = {**VirtualWorld.defaults, "join_timeout": 30.0, "receipt_timeout": 20.0}
+
     def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
         super().__init__(settings, history=history)
-        self.receipt_timeout = float(settings.get("receipt_timeout", "20"))
+        self.receipt_timeout = self.settings["receipt_timeout"]
         self.nodes: dict[str, Relay] = {}
         """Those that are open, the hub among them, oldest first."""
         self.count_confirmed = 0
-        self._join_timeout = float(settings.get("join_timeout", "30"))
+        self._join_timeout = self.settings["join_timeout"]
         self._hub: trio.CancelScope | None = None
         self._count_hubs = 0
         self._count_messages = 0

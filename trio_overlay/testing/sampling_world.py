@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import ClassVar
 
 import trio
 
@@ -50,12 +51,20 @@ class SamplingWorld(ArcsWorld):
     left together, a hole away from all others (docs/sampling.md).
     """
 
+    defaults: ClassVar = {
+        **ArcsWorld.defaults,
+        "interval": 20.0,
+        "a": 1.0,
+        "b": 0.0,
+        "max_arcs": 24,
+    }
+
     def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
         super().__init__(settings, PROTOCOL_ID, history=history)
-        self.interval = float(settings.get("interval", "20"))
-        self.a = float(settings.get("a", "1"))
-        self.b = float(settings.get("b", "0"))
-        self.max_arcs = int(settings.get("max_arcs", "24"))
+        self.interval = self.settings["interval"]
+        self.a = self.settings["a"]
+        self.b = self.settings["b"]
+        self.max_arcs = int(self.settings["max_arcs"])
         self.samplings: dict[str, Sampling] = {}
         """Those that are open, the gate's among them, oldest first."""
         self.is_unharmed = not self.loss

@@ -13,8 +13,11 @@ The first line holds the settings of the world it plays in, and may be missing. 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+WorldT = TypeVar("WorldT")
 
 _STEP = re.compile(r"(?P<who>\S+) (?P<verb>[a-z_]+)(?: (?P<whom>\S+))? at (?P<at>\d+(?:\.\d+)?) s")
 _SETTING = re.compile(r"([a-z_]+)=(\S+)")
@@ -54,6 +57,15 @@ class UnknownStep(ValueError):
         super().__init__(f"nobody knows how to do this: {step}")
 
 
+class BadSetting(ValueError):
+    """The world of a story has no setting of this *name*, or none with that value."""
+
+    def __init__(self, name: str, complaint: str, line: int | None = None) -> None:
+        super().__init__(complaint if line is None else f"line {line}: {complaint}")
+        self.name = name
+        self.complaint = complaint
+
+
 class Story:
     """Steps in the order of their moments, and the settings of the world they happen in."""
 
@@ -62,6 +74,8 @@ class Story:
     ) -> None:
         self.settings: dict[str, str] = {k: str(v) for k, v in (settings or {}).items()}
         self.steps: list[Step] = []
+        self._lines: dict[str, int] = {}
+        """Where the text that was parsed has each setting, from 1."""
         for step in steps:
             self.add(step)
 
@@ -84,6 +98,16 @@ class Story:
             raise ValueError(f"{step} comes after {self.steps[-1]}")
         self.steps.append(step)
 
+    def open_world(self, open_world: Callable[[Mapping[str, str]], WorldT]) -> WorldT:
+        """The world that *open_world* makes of the settings.
+
+        BadSetting: it is not such a world; the message has the line of a story that was parsed.
+        """
+        try:
+            return open_world(self.settings)
+        except BadSetting as error:
+            raise BadSetting(error.name, error.complaint, self._lines.get(error.name)) from None
+
     @classmethod
     def parse(cls, text: str) -> Story:
         """The story that *text* tells; the reverse of `str`.
@@ -98,16 +122,37 @@ class Story:
         for number, line in enumerate(text.splitlines(), 1):
             for part in line.partition("#")[0].split(";"):
                 try:
-                    story._add_part(part.strip())
+                    story._add_part(part.strip(), number)
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
         return story
 
-    def _add_part(self, part: str) -> None:
+    def _add_part(self, part: str, line: int) -> None:
         if not part:
             return
-        words = part.split()
-        if not self.steps and all(_SETTING.fullmatch(word) for word in words):
-            self.settings.update(_SETTING.fullmatch(word).groups() for word in words)  # type: ignore[union-attr, misc]
+        settings = [_SETTING.fullmatch(word) for word in part.split()]
+        if not self.steps and all(settings):
+            for setting in filter(None, settings):
+                self.settings[setting[1]] = setting[2]
+                self._lines[setting[1]] = line
         else:
             self.add(Step.parse(part))
+
+
+def read_settings(settings: Mapping[str, str], defaults: Mapping[str, float]) -> dict[str, float]:
+    """The values of *settings*, of which all that there are have *defaults* of the same types.
+
+    BadSetting: there is no such setting, or its value is no number of that type.
+    """
+    values: dict[str, float] = {}
+    for name, text in settings.items():
+        if name not in defaults:
+            known = ", ".join(sorted(defaults))
+            raise BadSetting(name, f"{name} is no setting here; there are {known}")
+        kind = type(defaults[name])
+        try:
+            values[name] = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise BadSetting(name, f"{name} is {wanted}, not {text!r}") from None
+    return values

@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import trio
 
@@ -75,11 +75,18 @@ class TreeWorld(VirtualWorld):
     because most of what a story costs is signs of life.
     """
 
+    defaults: ClassVar = {
+        **VirtualWorld.defaults,
+        "max_degree": 2,
+        "request_timeout": 10.0,
+        "heartbeat": 4.0,
+    }
+
     def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
         super().__init__(settings, history=history)
-        self.max_degree = int(settings.get("max_degree", "2"))
-        self.request_timeout = float(settings.get("request_timeout", "10"))
-        self.heartbeat = float(settings.get("heartbeat", "4"))
+        self.max_degree = int(self.settings["max_degree"])
+        self.request_timeout = self.settings["request_timeout"]
+        self.heartbeat = self.settings["heartbeat"]
         self._heartbeat = Heartbeat(self.heartbeat, 2.5 * self.heartbeat)
         self._searched_at = float("-inf")
         self._too_late: deque[float] = deque(maxlen=100)
@@ -507,11 +514,12 @@ def replay(
     The world as it was at the end. It raises what failed then: an AssertionError, or what a task
     of the world raised.
 
-    ValueError: the text is no story. UnknownStep: nobody of that world can do such a step.
+    ValueError: the text is no story. BadSetting: the world has no such setting. UnknownStep:
+    nobody there can do such a step.
     """
     if isinstance(story, str):
         story = Story.parse(story)
-    world = open_world(story.settings)
+    world = story.open_world(open_world)
     with SteppedRun(lambda: world, seed=world.seed) as run:
         for step in story.steps:
             run.call(lambda world, step=step: world.play(step))  # type: ignore[misc]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import trio
 
@@ -23,7 +23,7 @@ from trio_overlay.testing.faults import DelaySignals, LoseSignals, Rule
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
 from trio_overlay.testing.signaling import AUTHORITY, SignalingHost, open_signaling
-from trio_overlay.testing.story import Step, UnknownStep
+from trio_overlay.testing.story import Step, UnknownStep, read_settings
 
 SERVER = "server"
 """What a story calls the signaling server, as in ``server crashes at 5 s``."""
@@ -77,8 +77,8 @@ class _Actor:
 class VirtualWorld(abc.ABC):
     """An async context manager: inside, steps of a story can be played.
 
-    *settings* are those of a story, as text: ``seed``, and for crashes ``noticed_after``, the
-    seconds after which peers give up a crashed one.
+    *settings* are those of a story, as text: ``seed`` (0), and for crashes ``noticed_after`` (5),
+    the seconds after which peers give up a crashed one.
 
     Steps that all worlds know:
 
@@ -101,12 +101,18 @@ class VirtualWorld(abc.ABC):
 
     A subclass extends `perform` by steps of its own. Whoever cannot do what a step says does
     nothing, so that a story whose middle was taken out still plays.
+
+    BadSetting: there is no such setting, or not with that value.
     """
 
+    defaults: ClassVar[Mapping[str, float]] = {"seed": 0, "noticed_after": 5.0}
+    """All settings that there are, with their values where a story says nothing; those whose
+    default is an `int` are whole numbers. A subclass has these, and its own."""
+
     def __init__(self, settings: Mapping[str, str], *, history: History | None = None) -> None:
-        self.settings = dict(settings)
-        self.seed = int(settings.get("seed", "0"))
-        self.noticed_after = float(settings.get("noticed_after", "5"))
+        self.settings = {**self.defaults, **read_settings(settings, self.defaults)}
+        self.seed = int(self.settings["seed"])
+        self.noticed_after = self.settings["noticed_after"]
         self.network = VirtualNetwork(self.seed, history=history)
         self.signaling: SignalingHost
         self.lives: dict[str, Life] = {}
