@@ -8,10 +8,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import count, product
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import trio
@@ -27,6 +26,7 @@ from trio_overlay.channels.network import (
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.channels.timeline import Timeline
 from trio_overlay.errors import ConfigurationError, ServerRefused, ServerUnreachable, UsageError
+from trio_overlay.testing.block import BlockContext
 from trio_overlay.testing.cables import Cable, Way, Wire
 from trio_overlay.testing.faults import (
     Action,
@@ -46,7 +46,7 @@ ROUND_TRIPS_TO_CONNECT = 3
 """What ICE, DTLS and SCTP take together, in flights of one end to the other, at the least."""
 
 
-class VirtualNetwork:
+class VirtualNetwork(BlockContext):
     """Everything that hosts in this process share; use it as an async context manager.
 
     *seed* decides all chance here: latencies, jitter, which signals are lost. What happens on
@@ -97,21 +97,13 @@ class VirtualNetwork:
         self._calls: dict[int, _Call] = {}
         # Handshakes that would connect but for a cut.
         self._waiting: dict[tuple[int, int], tuple[VirtualPeer, VirtualPeer]] = {}
-        self._stack = AsyncExitStack()
         self._nursery: trio.Nursery
 
-    async def __aenter__(self) -> VirtualNetwork:
-        self._nursery = await self._stack.enter_async_context(open_background_nursery())
-        self._nursery.start_soon(self.timeline.run)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(kind, error, trace)
+    @asynccontextmanager
+    async def _hold_open(self) -> AsyncIterator[None]:
+        async with open_background_nursery() as self._nursery:
+            self._nursery.start_soon(self.timeline.run)
+            yield
 
     # --- who is there ---------------------------------------------------------------------
 

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import trio
 
@@ -32,6 +30,7 @@ from trio_overlay.signaling.shared_store import (
     Verdict,
     Whereabouts,
 )
+from trio_overlay.testing.block import BlockContext
 from trio_overlay.testing.faults import Latency
 
 ANSWER_TIMEOUT = 4.0
@@ -41,7 +40,7 @@ _EPOCH = 1_700_000_000.0
 """What the store's clock says when Trio's says 0."""
 
 
-class VirtualStore(SharedStore):
+class VirtualStore(BlockContext, SharedStore):
     """A store for a `Cluster` under test: ``async with VirtualStore(seed) as store``.
 
     Questions and answers take *latency* each way, drawn from a generator of *seed*, and keep their
@@ -52,7 +51,6 @@ class VirtualStore(SharedStore):
         self._rng = random.Random(f"store {seed}")
         self._latency = latency or Latency(0.0005, 0.005)
         self._timeline = Timeline()
-        self._nursery_manager = open_background_nursery()
         self._nursery: trio.Nursery
         self._life = 1
         """Which process this is; 0 while there is none."""
@@ -72,18 +70,11 @@ class VirtualStore(SharedStore):
         """By id, for whom alone it is when released: see `Session.claim`."""
         self._saved: tuple[dict[str, _Kept], dict[str, _Kept]] = {}, {}
 
-    async def __aenter__(self) -> Self:
-        self._nursery = await self._nursery_manager.__aenter__()
-        self._nursery.start_soon(self._timeline.run)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return await self._nursery_manager.__aexit__(kind, error, trace)
+    @asynccontextmanager
+    async def _hold_open(self) -> AsyncIterator[None]:
+        async with open_background_nursery() as self._nursery:
+            self._nursery.start_soon(self._timeline.run)
+            yield
 
     def __str__(self) -> str:
         return "the virtual store"

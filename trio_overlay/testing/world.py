@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import trio
 
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import OutcomeError
+from trio_overlay.testing.block import BlockContext
 from trio_overlay.testing.faults import DelaySignals, LoseSignals, Rule
 from trio_overlay.testing.history import History
 from trio_overlay.testing.network import VirtualNetwork
@@ -74,7 +74,7 @@ class _Actor:
     """One around each thing that it tries to do."""
 
 
-class VirtualWorld(abc.ABC):
+class VirtualWorld(BlockContext):
     """An async context manager: inside, steps of a story can be played.
 
     *settings* are those of a story, as text: ``seed`` (0), and for crashes ``noticed_after`` (5),
@@ -129,31 +129,21 @@ class VirtualWorld(abc.ABC):
         self._deaf: dict[tuple[str, str], Rule] = {}
         self._signal_rules: dict[str, Rule] = {}
         self._baseline: dict[str, object] = {}
-        self._stack = AsyncExitStack()
         self._nursery: trio.Nursery
 
-    async def __aenter__(self) -> Self:
-        await self._stack.__aenter__()
-        try:
-            await self._stack.enter_async_context(self.network)
-            self._nursery = await self._stack.enter_async_context(open_background_nursery())
-            self.signaling = await self._stack.enter_async_context(open_signaling(self.network))
-            await self.open(self._stack)
+    @asynccontextmanager
+    async def _hold_open(self) -> AsyncIterator[None]:
+        async with (
+            self.network,
+            open_background_nursery() as self._nursery,
+            open_signaling(self.network) as self.signaling,
+            AsyncExitStack() as stack,
+        ):
+            await self.open(stack)
             await trio.sleep(QUIET_DELAY)
-        except BaseException as error:
-            await self._stack.__aexit__(type(error), error, error.__traceback__)
-            raise
-        self._baseline = self.measure()
-        self.begun_at = trio.current_time()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(kind, error, trace)
+            self._baseline = self.measure()
+            self.begun_at = trio.current_time()
+            yield
 
     # --- what an overlay brings -----------------------------------------------------------
 
@@ -172,7 +162,7 @@ class VirtualWorld(abc.ABC):
         AssertionError: something does not.
         """
 
-    def check_settled(self) -> None:  # noqa: B027 - not all overlays promise a time
+    def check_settled(self) -> None:
         """What must hold once the overlay has had `settle_timeout` seconds to heal.
 
         AssertionError: something does not.
