@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from trio_overlay.protocol.branch import Branch
 
@@ -45,26 +45,24 @@ class Requests:
 
         A branch whose node is gone by then is swept as well, and it does not matter.
         """
-        count = 0
-        start = self._first_unsettled
-        end = bisect_right(self._moments, now - self._settle_delay, start)
-        if end > start:
-            self._first_unsettled = end
-            for branch, origins in self._between(start, end):
-                branch.settle_all(origins)
-                count += len(origins)
-        start = self._first
-        end = bisect_right(self._moments, now - self._timeout, start)
-        if end > start:
-            self._first = end
-            for branch, origins in self._between(start, end):
-                branch.forget_all(origins)
-                count += len(origins)
-            if 2 * end > len(self._moments):
-                del self._moments[:end], self._branches[:end], self._rows[:end]
-                self._first = 0
-                self._first_unsettled -= end
-        return count
+        count_settled, self._first_unsettled = self._sweep_rows(
+            Branch.settle_all, self._first_unsettled, now - self._settle_delay
+        )
+        count_forgotten, end = self._sweep_rows(Branch.forget_all, self._first, now - self._timeout)
+        self._first = end
+        if 2 * end > len(self._moments):
+            del self._moments[:end], self._branches[:end], self._rows[:end]
+            self._first = 0
+            self._first_unsettled -= end
+        return count_settled + count_forgotten
 
-    def _between(self, start: int, end: int) -> Iterator[tuple[Branch[int], list[str]]]:
-        return zip(self._branches[start:end], self._rows[start:end], strict=True)
+    def _sweep_rows(
+        self, do: Callable[[Branch[int], list[str]], None], start: int, until: float
+    ) -> tuple[int, int]:
+        """*do* it to the rows from *start* to the last of *until*; how many, and where they end."""
+        end = bisect_right(self._moments, until, start)
+        if end == start:
+            return 0, end  # as nearly always
+        for row in range(start, end):
+            do(self._branches[row], self._rows[row])
+        return sum(map(len, self._rows[start:end])), end
