@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 
 import pytest
 import trio
 
 from trio_overlay.cli import main
 from trio_overlay.cli.output import OutputFailed, watched_output
+from trio_overlay.protocol.json import encode_json
+from trio_overlay.signaling.config import ServerConfiguration
 
 SIMULATE = ("simulate", "tree", "--nodes", "3")
 GIVEN = [
@@ -80,6 +83,37 @@ def test_the_interpreter_has_nothing_to_add_when_it_ends(
         )
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == count_lines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SO_REUSEPORT")
+@pytest.mark.parametrize(
+    ("unwritable", "said"),
+    [
+        (full_disk, b"trio-overlay: stdout cannot be written: No space left on device\n"),
+        (broken_pipe, b""),
+    ],
+    ids=["full", "pipe"],
+)
+def test_a_worker_whose_parent_does_not_hear_that_it_is_ready_ends_like_a_command(
+    unwritable: Callable[[], AbstractContextManager[int]], said: bytes
+) -> None:
+    configuration = ServerConfiguration(
+        host="127.0.0.1", port=0, secret="swordfish", log_level="error"
+    )
+    with unwritable() as stdout:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "trio_overlay.cli.worker", "0"],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+        )
+        with worker:
+            assert worker.stdin is not None
+            assert worker.stderr is not None
+            worker.stdin.write(f"{encode_json(asdict(configuration))}\n".encode())
+            worker.stdin.flush()  # and stays open: it ends for no other reason
+            assert worker.stderr.read() == said
+            assert worker.wait() == 1
 
 
 def test_a_stdout_that_was_never_there_is_as_good(

@@ -7,12 +7,10 @@ is given, and not before: so the server never loads WebRTC, and no command waits
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from trio_overlay.cli.arguments import Command, add_commands
-from trio_overlay.cli.output import OutputFailed, watched_output
-from trio_overlay.errors import OverlayError, UsageError
+from trio_overlay.cli.output import run_command
 from trio_overlay.protocol.version import __version__
 
 COMMANDS = (
@@ -29,26 +27,14 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that *arguments* (by default this process's) name; the exit code.
+    """Run the command that *arguments* (by default this process's) name; as `run_command`."""
 
-    0 when it did what it should, or was asked to stop; 1 when it failed; 2 when it was asked for
-    what cannot be. The reason is one line on stderr; no word of a reader of stdout that has gone.
-    """
-    parser = build_parser()
-    try:
-        with watched_output():
-            options = parser.parse_args(arguments)
-            code: int = options.run(options)
-    except OutputFailed as error:
-        if not error.is_broken_pipe:
-            sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 1
-    except OverlayError as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return 130  # before or after the time in which a command listens to signals
-    return code
+    def run() -> int:
+        options = build_parser().parse_args(arguments)
+        code: int = options.run(options)
+        return code
+
+    return run_command(run)
 
 
 def build_parser() -> argparse.ArgumentParser:

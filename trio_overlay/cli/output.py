@@ -1,4 +1,4 @@
-"""What a command says on stdout arrives, or the command ends: on a full disk, or at a broken pipe.
+"""How a command ends, and that it does when its stdout is full, or has lost its reader.
 
 A command writes to stdout wherever it likes, in any task. What fails there is caught here, once.
 """
@@ -8,9 +8,31 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
+
+from trio_overlay.errors import OverlayError, UsageError
+
+
+def run_command(run: Callable[[], int]) -> int:
+    """The exit code of *run*, or the reason why there is none as a line on stderr.
+
+    0 when it did what it should, or was asked to stop; 1 when it failed; 2 when it was asked for
+    what cannot be. Of a reader of stdout that has gone there is no word.
+    """
+    try:
+        with watched_output():
+            return run()
+    except OutputFailed as error:
+        if not error.is_broken_pipe:
+            sys.stderr.write(f"trio-overlay: {error}\n")
+        return 1
+    except OverlayError as error:
+        sys.stderr.write(f"trio-overlay: {error}\n")
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130  # before or after the time in which a command listens to signals
 
 
 class OutputFailed(Exception):

@@ -21,7 +21,7 @@ from trio_overlay.protocol.json import encode_json
 from trio_overlay.signaling.config import ServerConfiguration
 from trio_overlay.signaling.listening import address_of, format_address, reserve_port
 
-READY: Final = b"ready\n"
+READY: Final = "ready\n"
 """What a worker says on its stdout when it listens."""
 
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 0.5, 30.0
@@ -123,7 +123,7 @@ class _Worker:
                     said = b""
                     while chunk := await process.stdout.receive_some():
                         said += chunk
-                        if said == READY:
+                        if said == READY.encode():
                             note_ready()
                 except trio.BrokenResourceError:
                     pass  # it has died
