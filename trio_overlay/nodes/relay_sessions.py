@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,17 +37,9 @@ MAX_SESSIONS = 64
 class Session:
     """A connection that is coming up, from the first thing done for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, road: PushedRoad) -> None:
         self.scope = trio.CancelScope()
-        self.road: PushedRoad | None = None
-        self.early: list[Signal] = []
-
-    def deliver(self, signal: Signal) -> None:
-        """The other end says *signal*."""
-        if self.road is not None:
-            self.road.deliver(signal)
-        elif len(self.early) < 10:  # in the moment until its task has begun
-            self.early.append(signal)
+        self.road = road
 
 
 class Sessions:
@@ -77,7 +70,7 @@ class Sessions:
         if session is None:
             session = self._begin(peer, self._answer_connection, peer)
         if session is not None:
-            session.deliver(signal)
+            session.road.deliver(signal)
 
     def cancel(self, peer: PeerId) -> None:
         """Give up the session with *peer*, if there is one."""
@@ -93,7 +86,7 @@ class Sessions:
     def _begin(self, peer: PeerId, live: Callable[..., object], argument: object) -> Session | None:
         if peer in self._sessions or len(self._sessions) >= MAX_SESSIONS:
             return None
-        session = self._sessions[peer] = Session()
+        session = self._sessions[peer] = Session(PushedRoad(partial(self._carry, peer)))
         self._relay._nursery.start_soon(live, argument)  # type: ignore[arg-type]
         return session
 
@@ -141,19 +134,15 @@ class Sessions:
         finally:
             self._end(peer, session)
 
+    async def _carry(self, peer: PeerId, signal: Signal) -> None:
+        relay, now = self._relay, trio.current_time()
+        relay._perform(relay._mind.signal(peer, encode_signal(signal), now))
+        await trio.lowlevel.checkpoint()
+
     async def _live_with_webrtc(
         self, peer: PeerId, session: Session, timeout: float, *, is_initiator: bool
     ) -> None:
         relay = self._relay
-
-        async def carry(signal: Signal) -> None:
-            now = trio.current_time()
-            relay._perform(relay._mind.signal(peer, encode_signal(signal), now))
-            await trio.lowlevel.checkpoint()
-
-        session.road = PushedRoad(carry)
-        for signal in session.early:
-            session.road.deliver(signal)
         async with relay._network.open_peer(initiator=is_initiator) as connection:
             with trio.move_on_after(timeout) as scope:
                 channel = await shake_hands(connection, session.road)

@@ -59,13 +59,12 @@ from trio_overlay.protocol.bootstrap import (
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal, is_offer
 from trio_overlay.signaling.handshake import Road, shake_hands
+from trio_overlay.signaling.roads import MAX_SIGNALS, SignalInbox
 from trio_overlay.signaling.snapshots import Answering, Describe, Picture
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = 30.0
-MAX_SIGNALS = 100
-"""Signals kept for one request before somebody answers it; more than that is no handshake."""
 MAX_REQUESTS = 10_000
 """Origins that a registration tells apart at a time; the one silent for longest is forgotten."""
 MAX_WAITING_REQUESTS = 1_000
@@ -159,18 +158,17 @@ class Request:
         self.extensions = extensions
         self.withdrawn: str | None = None
         """Why the applicant has given up; None as long as it has not."""
-        self._signals: list[Signal] = []
-        self._peer: PeerConnection | None = None
+        self._inbox = SignalInbox()
         self.scope = trio.CancelScope()
         """Around the handshake of whoever answers, which a withdrawal cancels."""
 
     def __repr__(self) -> str:
-        return f"<Request of {self.origin}, {len(self._signals)} signals waiting>"
+        return f"<Request of {self.origin}, {len(self._inbox.early)} signals waiting>"
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         """The signals that came so far and were not yet taken by `Bootstrap.answer`."""
-        return tuple(self._signals)
+        return tuple(self._inbox.early)
 
     def deliver(self, frame: SignalFrame) -> None:
         """Take in one more frame of this origin; one that holds no signal is passed over."""
@@ -179,10 +177,7 @@ class Request:
         except MalformedFrame as error:
             logger.info("a signal of %s is passed over: %s", self.origin, error)
             return
-        if self._peer is not None:
-            self._peer.signal_nowait(signal)
-        elif len(self._signals) < MAX_SIGNALS:
-            self._signals.append(signal)
+        self._inbox.deliver(signal)
 
     def withdraw(self, reason: str) -> None:
         """The applicant has given up: an answer under way is cancelled."""
@@ -192,10 +187,7 @@ class Request:
 
     def attach(self, peer: PeerConnection) -> None:
         """Hand all signals, those that came and those that will, to *peer*."""
-        self._peer = peer
-        for signal in self._signals:
-            peer.signal_nowait(signal)
-        self._signals.clear()
+        self._inbox.attach(peer)
 
 
 @dataclass(frozen=True, slots=True)

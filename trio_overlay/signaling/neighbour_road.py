@@ -8,7 +8,6 @@ is kept in mind by those in between is in protocol/crossings.py.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -19,7 +18,7 @@ from trio_overlay.channels.network import Network, PeerConnection
 from trio_overlay.errors import ConnectionFailed, JoinRefused, JoinTimeout
 from trio_overlay.protocol.signals import Signal
 from trio_overlay.signaling.bootstrap import Connection, Request
-from trio_overlay.signaling.roads import MAX_SIGNALS
+from trio_overlay.signaling.roads import SignalInbox
 
 
 class NeighbourRoad:
@@ -35,18 +34,13 @@ class NeighbourRoad:
         self.ended = trio.Event()
         """Set when the other end has said its last, or cannot be reached any more."""
         self._say = say
-        self._peer: PeerConnection | None = None
-        self._early: deque[Signal] = deque()
-        """What came before there was a peer connection for it."""
+        self._inbox = SignalInbox()
         self._shaking: trio.CancelScope | None = None
         self._failure: ConnectionFailed | None = None
 
     def deliver(self, signal: Signal) -> None:
         """The other end said *signal*."""
-        if self._peer is not None:
-            self._peer.signal_nowait(signal)
-        elif len(self._early) < MAX_SIGNALS:
-            self._early.append(signal)
+        self._inbox.deliver(signal)
 
     def end(self, reason: str, *, is_connected: bool = False) -> None:
         """The other end has said its last: it *is connected*, or has given up."""
@@ -63,9 +57,7 @@ class NeighbourRoad:
 
         None if that was cancelled, as it is when it has taken *timeout* seconds.
         """
-        self._peer = peer
-        for signal in self._early:
-            peer.signal_nowait(signal)
+        self._inbox.attach(peer)
         self._shaking = scope
         scope.deadline = trio.current_time() + timeout
         if self._failure is not None:

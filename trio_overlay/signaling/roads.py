@@ -10,11 +10,38 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from trio_overlay.channels.network import PeerConnection
 from trio_overlay.errors import OutcomeError
 from trio_overlay.protocol.signals import Signal
 from trio_overlay.signaling.handshake import Road
 
 MAX_SIGNALS = 100
+"""Signals kept for one handshake before somebody takes them; more than that is no handshake."""
+
+
+class SignalInbox:
+    """What the other end says, for a peer connection that may be yet to come."""
+
+    __slots__ = ("_peer", "early")
+
+    def __init__(self) -> None:
+        self.early: list[Signal] = []
+        """What came before there was a peer connection for it."""
+        self._peer: PeerConnection | None = None
+
+    def deliver(self, signal: Signal) -> None:
+        """The other end said *signal*; more than `MAX_SIGNALS` that come early are dropped."""
+        if self._peer is not None:
+            self._peer.signal_nowait(signal)
+        elif len(self.early) < MAX_SIGNALS:
+            self.early.append(signal)
+
+    def attach(self, peer: PeerConnection) -> None:
+        """Hand all signals, those that came and those that will, to *peer*."""
+        self._peer = peer
+        for signal in self.early:
+            peer.signal_nowait(signal)
+        self.early.clear()
 
 
 class PushedRoad(Road):
@@ -37,7 +64,7 @@ class PushedRoad(Road):
         return arrived
 
     def deliver(self, signal: Signal) -> None:
-        """The other end said *signal*; more than 100 that nobody has taken yet are dropped."""
+        """The other end said *signal*; more than `MAX_SIGNALS` that wait are dropped."""
         self._push(signal)
 
     def fail(self, error: OutcomeError) -> None:
@@ -45,6 +72,6 @@ class PushedRoad(Road):
         self._push(error)
 
     def _push(self, item: Signal | OutcomeError) -> None:
-        # No handshake has as many signals as that; it goes on with those it has.
+        # The handshake goes on with those it has.
         with contextlib.suppress(trio.WouldBlock):
             self._arrived.send_nowait(item)
