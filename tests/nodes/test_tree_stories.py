@@ -21,6 +21,26 @@ def test_root_that_is_replaced_and_is_back_at_once_issues_each_number_once() -> 
     )
 
 
+def test_pulls_that_reached_nobody_do_not_delay_those_that_would() -> None:
+    """The root counted the leaves below an applicant, which no pull can reach. When n9 had taken
+    over and the former root came below it with n4 and n5, again and again in vain, each such round
+    doubled the pause before the next, up to half a minute."""
+    replay(
+        """
+        seed=0 max_degree=2
+        n4 joins at 0 s
+        n5 joins at 0 s
+        n9 becomes_root at 1 s
+        n1,server loses n3,n4,n5,n6,n8,n9,root at 1 s
+        n1,server regains n3,n4,n5,n6,n8,n9,root at 3.7 s
+        signals get_lost 100% at 3.7 s
+        server crashes at 4.8 s
+        server restarts at 5.3 s
+        time passes at 47.3 s
+        """
+    )
+
+
 def test_nobody_waits_to_be_introduced_by_a_parent_that_is_gone() -> None:
     """A node whose standby connection had ended waited up to 15 s until it would ask its parent for
     another one, and did so although the parent was gone."""

@@ -83,6 +83,14 @@ def test_pulls_that_come_to_nothing_become_rare_and_mean_others() -> None:
     assert not pulling.is_barren
 
 
+def test_a_pull_that_reached_nobody_makes_none_rare() -> None:
+    pulling = Pulling()
+    for _ in range(10):
+        assert pulling.next_round([1, 0, 4], 2) == Pull(2, 1)
+        pulling.note_nobody_asked()
+        assert not pulling.is_expecting
+
+
 @given(
     st.dictionaries(st.text(max_size=3), views, max_size=6),
     st.integers(1, 8),

@@ -55,8 +55,8 @@ class Pulls:
     def _pull(self) -> None:
         node = self._node
         pull = self._pulling.next_round(node._branch.view, node.max_degree)
-        if pull is not None:
-            self._pass_on(pull)
+        if pull is not None and not self._pass_on(pull):
+            self._pulling.note_nobody_asked()
         if node._rootship.is_active:
             self._plan_round()
 
@@ -86,7 +86,8 @@ class Pulls:
         """At the root: a leaf has come."""
         self._pulling.note_application()
 
-    def _pass_on(self, pull: Pull) -> None:
+    def _pass_on(self, pull: Pull) -> bool:
+        """Ask the children for leaves below them; whether there was one to ask."""
         node = self._node
         views = {
             child: view
@@ -96,6 +97,7 @@ class Pulls:
         shares = share_out(pull, len(node.path) - 1, views, node.max_degree)
         for child, count in shares.items():
             node._children[child].post(PullUp(Pull(pull.depth, count)))
+        return bool(shares)
 
     async def _climb(self, parent: TreeChannel) -> None:
         node = self._node

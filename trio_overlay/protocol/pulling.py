@@ -59,6 +59,13 @@ class Pulling:
         """A leaf that was asked applies: its place is counted from here on."""
         self._came += 1
 
+    def note_nobody_asked(self) -> None:
+        """Nobody below could be told of the last round: that it came to nothing says nothing.
+
+        The leaves may be below one who has just been given a place, and has not connected yet.
+        """
+        self._asked = 0
+
     def next_round(self, view: Sequence[int], max_degree: int) -> Pull | None:
         """What to send down now; to be asked once in a while, longer than an application takes.
 

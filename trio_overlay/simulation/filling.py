@@ -217,17 +217,21 @@ class FillingTreeWorld(TreeWorld):
         self._has_round = False
         branch = self.branch(ROOT)
         pull = self._pulling.next_round(branch.view, self.max_degree)
-        if pull is not None:
-            self._pass_on_pull(now, ROOT, branch, 0, pull)
+        if pull is not None and not self._pass_on_pull(now, ROOT, branch, 0, pull):
+            self._pulling.note_nobody_asked()
+            self._expect_round(now)
         if self._pulling.is_expecting and not self._pulling.is_barren:
             self._expect_round(now)
 
     def _pass_on_pull(
         self, now: float, node: int, branch: Branch[int], depth: int, pull: Pull
-    ) -> None:
-        for child, share in share_out(pull, depth, branch.views, self.max_degree).items():
+    ) -> bool:
+        """Whether there was a child to ask for leaves below it."""
+        shares = share_out(pull, depth, branch.views, self.max_degree)
+        for child, share in shares.items():
             link = self._attempt_of[child]
             self._down(now, node, PULL, self._take_pull, link, pull.depth << 32 | share)
+        return bool(shares)
 
     def _take_pull(self, now: float, link: int, depth_and_count: int) -> None:
         node = self.node_of[link]
