@@ -13,6 +13,7 @@ from tests.cluster.world import call, hear_json
 from trio_overlay.channels.internet import IceServer
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.channels.websocket import open_websocket_channel
+from trio_overlay.nodes import closing
 from trio_overlay.nodes.peer import BrokerLost, open_peer
 from trio_overlay.nodes.peer_connection import Connection
 from trio_overlay.signaling.server import serve_signaling
@@ -58,6 +59,31 @@ async def test_two_peers_meet_at_a_broker_and_go_on_without_it() -> None:
                 await ada.disconnect("bob")
                 assert [message async for message in to_ada] == []
                 assert to_ada.close_reason
+
+
+@pytest.mark.webrtc
+async def test_what_was_sent_arrives_though_its_sender_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(closing, "CLOSE_TIMEOUT", 0.01)  # less than what is under way takes
+    messages = [bytes([number]) * 100_000 for number in range(12)]
+    got: list[object] = []
+
+    async def read(connection: Connection) -> None:
+        got.extend([message async for message in connection])
+
+    with trio.fail_after(PATIENCE):
+        async with (
+            open_server() as server,
+            open_peer("bob", server.urls[0]) as bob,
+            trio.open_nursery() as nursery,
+            open_peer("ada", server.urls[0]) as ada,
+        ):
+            await ada.connect("bob")
+            nursery.start_soon(read, await bob.incoming.receive())
+            for message in messages:
+                await ada.send("bob", message)
+    assert got == messages
 
 
 @pytest.mark.webrtc

@@ -15,6 +15,7 @@ import trio
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import ConnectionFailed, MessageTooLarge, ProtocolError
+from trio_overlay.nodes.closing import close_channel
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.neighbours import (
@@ -49,7 +50,8 @@ MAX_POSTED = 1000
 """Payloads of the node's own that wait for a neighbour; one that lets more pile up is left."""
 MAX_POSTED_FOR_OTHERS = 800
 """How full that queue may be for something to be put there that is passed on for others."""
-CLOSE_TIMEOUT = 2.0
+FAREWELL_TIMEOUT = 2.0
+"""Seconds in which what was posted before the end is said."""
 BEAT_PID = "-"
 """What signs of life are said in, which are no protocol's; only to those who understand them."""
 
@@ -224,10 +226,9 @@ class Link:
         finally:
             self.end_nowait("the node left")
             self._posted.close()
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            with trio.move_on_after(FAREWELL_TIMEOUT, shield=True):
                 await self._say_last()
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await self._channel.aclose(self._close_reason or "")
+            await close_channel(self._channel, self._close_reason or "")
             self._to_write.close()
 
     async def _expire(self) -> None:

@@ -145,7 +145,8 @@ async def open_peer(
     it is started again.
 
     Connections are made on *network*, else over the internet, with *ice_servers* (none by default:
-    no address outside is ever asked). Leaving the context closes everything, at once.
+    no address outside is ever asked). Leaving the context closes everything, at once, but for what
+    was sent and still arrives over a slow network: that gets up to ten seconds.
 
     IdTaken: another peer is registered by *identifier*.
     ServerUnreachable, ServerRefused: the broker cannot be reached, or does not want us.

@@ -10,11 +10,11 @@ import trio
 
 from trio_overlay.channels.channel import Channel
 from trio_overlay.errors import MalformedFrame, NotSupported, SendTimeout
+from trio_overlay.nodes.closing import close_channel
 from trio_overlay.nodes.streams import Stream, Substream
 from trio_overlay.protocol.peer import BYTES, Message, decode_message, encode_message
 
 DEFAULT_SEND_TIMEOUT: Final = 30.0
-CLOSE_TIMEOUT: Final = 2.0
 MAX_UNREAD: Final = 256 << 10
 """Bytes of messages that wait for their reader before the other peer has to wait, too."""
 MIN_COST: Final = 256
@@ -158,8 +158,7 @@ class Connection:
         finally:
             self._is_closed_here = self._is_closed_here or self.is_open
             self.end("the peer left")
-            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await self._channel.aclose(self._close_reason or "")
+            await close_channel(self._channel, self._close_reason or "")
             self._messages.close()
             self._closed.set()
 

@@ -15,6 +15,7 @@ import trio
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.scopes import open_background_nursery
 from trio_overlay.errors import MalformedFrame, MessageTooLarge
+from trio_overlay.nodes.closing import close_channel
 from trio_overlay.protocol.relay import (
     Envelope,
     NotJSON,
@@ -30,7 +31,6 @@ MAX_QUEUED_BYTES = 1 << 20
 """What waits for a neighbour that reads slowly; envelopes over this are dropped."""
 LOW_WATER = 64 << 10
 """Senders of our own wait until less than this waits."""
-CLOSE_TIMEOUT = 2.0
 
 Transport = Literal["websocket", "webrtc"]
 
@@ -113,8 +113,7 @@ class RelayLink:
                 self.is_dead = False
             self._senders.unpark_all()
             said = "" if self._reason == "left" else self._reason
-            with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT, shield=True):
-                await self._channel.aclose(said)
+            await close_channel(self._channel, said)
 
     async def _read(self, take: Callable[[Envelope, RelayLink], None]) -> None:
         while True:

@@ -28,6 +28,7 @@ from trio_overlay.errors import (
     OutcomeError,
     ProtocolError,
 )
+from trio_overlay.nodes.closing import close_channel
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream, Substream
 from trio_overlay.protocol.ancestry import Descent, Number
@@ -75,7 +76,6 @@ MAX_POSTED_REQUESTS = 900
 MAX_CONNECTIONS = 16
 """Dedicated channels that a neighbour may have opened to us and that nobody has taken yet."""
 CONNECTION_TIMEOUT = 30.0
-CLOSE_TIMEOUT = 2.0
 
 
 TreeOnly: TypeAlias = (
@@ -364,8 +364,7 @@ class TreeChannel:
             self.end("the node left")
             reason = self._close_reason or ""
             if not self._channel.close_at_once(reason):
-                with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                    await self._channel.aclose(reason)
+                await close_channel(self._channel, reason)
             self._posted.clear()
             self._messages.close()
             self.incoming.close()
