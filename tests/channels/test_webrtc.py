@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import aioice.ice
 import pytest
@@ -25,7 +23,14 @@ from tests.channels.peers import (
     open_stranger,
     silence,
 )
-from tests.channels.test_bridge import BRIDGES, each_bridge, run_python
+from tests.channels.test_bridge import (
+    BRIDGES,
+    each_bridge,
+    held,
+    held_at_first,
+    needs_proc,
+    run_python,
+)
 from trio_overlay.channels import webrtc
 from trio_overlay.channels.bridge import BridgeChoice, open_bridge
 from trio_overlay.channels.channel import Channel, Frame
@@ -528,18 +533,14 @@ async def test_reader_in_its_own_time_holds_the_writer_up_and_loses_nothing() ->
 
 
 class Leaks:
-    """Counts what could be left behind: Trio tasks, asyncio tasks, open files."""
+    """Counts what could be left behind: Trio tasks, open files, asyncio tasks."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.before = self.count()
+        self.before = (*held_at_first(), len(asyncio.all_tasks(loop)))
 
     def count(self) -> tuple[int, int, int]:
-        return (
-            trio.lowlevel.current_statistics().tasks_living,
-            len(asyncio.all_tasks(self._loop)),
-            len(os.listdir("/proc/self/fd")),
-        )
+        return (*held(), len(asyncio.all_tasks(self._loop)))
 
     async def check(self) -> None:
         # Tasks of aiortc that have been told to end take a few passes of the loop.
@@ -547,9 +548,6 @@ class Leaks:
             while self.count() != self.before:  # noqa: ASYNC110 - there is no event for it
                 await trio.sleep(0.01)
         assert self.count() == self.before
-
-
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files")
 
 
 async def leave_at_once(_: PeerConnection) -> None:

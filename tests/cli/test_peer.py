@@ -29,13 +29,15 @@ async def running(url: str, name: str) -> AsyncIterator[tuple[Program, trio.abc.
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdin is not None
-    try:
-        yield Program(process), process.stdin
-    finally:
-        if process.returncode is None:
-            process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    assert process.stdout is not None
+    async with process.stdin, process.stdout:
+        try:
+            yield Program(process), process.stdin
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 @pytest.mark.webrtc

@@ -29,12 +29,14 @@ async def running(*arguments: str) -> AsyncIterator[Program]:
     process = await trio.lowlevel.open_process(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    try:
-        yield Program(process)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    assert process.stdout is not None
+    async with process.stdout:
+        try:
+            yield Program(process)
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 async def test_a_relay_prints_peers_and_messages_and_ends_when_told() -> None:

@@ -86,13 +86,15 @@ async def running(server: ListeningServer, *arguments: str) -> AsyncIterator[Pro
     process = await trio.lowlevel.open_process(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    try:
-        yield Program(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    assert process.stdout is not None
+    async with process.stdout:
+        try:
+            yield Program(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 @pytest.mark.webrtc

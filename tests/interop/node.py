@@ -132,18 +132,20 @@ class NodeProcess:
     async def _read_events(self) -> None:
         assert self._process.stdout is not None
         rest = b""
-        async for chunk in self._process.stdout:
-            *lines, rest = (rest + chunk).split(b"\n")
-            assert len(rest) < MAX_LINE
-            self.unread += [json.loads(line) for line in lines]
-            self._notify()
+        async with self._process.stdout as stdout:
+            async for chunk in stdout:
+                *lines, rest = (rest + chunk).split(b"\n")
+                assert len(rest) < MAX_LINE
+                self.unread += [json.loads(line) for line in lines]
+                self._notify()
         self._has_ended = True
         self._notify()
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
-        async for chunk in self._process.stderr:
-            self.stderr += chunk.decode(errors="replace")
+        async with self._process.stderr as stderr:
+            async for chunk in stderr:
+                self.stderr += chunk.decode(errors="replace")
 
     async def _wait_for_death(self, cancel_scope: trio.CancelScope) -> None:
         """Cancel the test when the process dies before it was asked to end."""
