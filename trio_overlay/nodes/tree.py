@@ -29,12 +29,7 @@ from trio_overlay.errors import (
 from trio_overlay.nodes.heartbeat import Heartbeat
 from trio_overlay.nodes.streams import Stream
 from trio_overlay.nodes.tree_cast_links import CastLimits
-from trio_overlay.nodes.tree_channel import (
-    WINDOW,
-    Message,
-    TreeChannel,
-    TreeOnly,
-)
+from trio_overlay.nodes.tree_channel import WINDOW, Message, TreeChannel
 from trio_overlay.nodes.tree_events import ChildClose, ChildConnect, ChildError, Event, PathChange
 from trio_overlay.nodes.tree_leaving import Leave
 from trio_overlay.nodes.tree_messages import TreeMessages
@@ -71,6 +66,7 @@ from trio_overlay.protocol.tree import (
     RoadRequest,
     RoadSignal,
     StandBy,
+    TreeOnly,
     Withdraw,
     brought_view,
     encode_tree,

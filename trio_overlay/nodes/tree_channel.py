@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias, TypeGuard, cast, get_args
+from typing import TypeGuard, cast, get_args
 
 import trio
 
@@ -46,14 +46,10 @@ from trio_overlay.protocol.tree import (
     Data,
     Descend,
     JoinRequest,
-    Leaving,
-    PullUp,
-    Report,
-    RoadEnd,
     RoadRequest,
     RoadSignal,
-    StandBy,
     TreeFrame,
+    TreeOnly,
     Withdraw,
     decode_tree,
     encode_tree,
@@ -78,20 +74,6 @@ MAX_CONNECTIONS = 16
 CONNECTION_TIMEOUT = 30.0
 
 
-TreeOnly: TypeAlias = (
-    JoinRequest
-    | Withdraw
-    | Descend
-    | Beat
-    | Report
-    | RoadRequest
-    | RoadSignal
-    | RoadEnd
-    | Leaving
-    | StandBy
-    | PullUp
-)
-"""Frames that are about the tree, and so the node's business and not the channel's."""
 _TREE_ONLY = frozenset(get_args(TreeOnly))
 
 

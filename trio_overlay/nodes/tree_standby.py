@@ -19,7 +19,7 @@ import trio
 
 from trio_overlay.errors import OutcomeError
 from trio_overlay.nodes.heartbeat import Heartbeat
-from trio_overlay.nodes.tree_channel import TreeChannel, TreeOnly
+from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.protocol.json import JSON
 from trio_overlay.protocol.tree import (
     ROADS,
@@ -27,6 +27,7 @@ from trio_overlay.protocol.tree import (
     RoadRequest,
     RoadSignal,
     StandBy,
+    TreeOnly,
     Wish,
 )
 from trio_overlay.signaling.bootstrap import Connection

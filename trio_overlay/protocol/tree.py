@@ -186,13 +186,9 @@ class PullUp:
     pull: Pull
 
 
-TreeFrame: TypeAlias = (
-    Data
-    | JoinRequest
+TreeOnly: TypeAlias = (
+    JoinRequest
     | Withdraw
-    | Credit
-    | ConnectionSignal
-    | ConnectionRefused
     | Descend
     | Beat
     | Report
@@ -201,9 +197,11 @@ TreeFrame: TypeAlias = (
     | RoadEnd
     | Leaving
     | StandBy
-    | CastFrame
     | PullUp
 )
+"""Frames that are about the tree, and so the node's business and not the channel's."""
+
+TreeFrame: TypeAlias = TreeOnly | Data | Credit | ConnectionSignal | ConnectionRefused | CastFrame
 
 
 def decode_tree(frame: str | bytes) -> TreeFrame:
