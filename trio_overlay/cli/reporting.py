@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from rich.table import Table
 
 from trio_overlay.errors import UsageError
 from trio_overlay.protocol.json import JSON
@@ -53,6 +55,15 @@ def write_report(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
+
+
+def list_figures(title: str, figures: Mapping[str, str]) -> Table:
+    """The *figures* for a terminal, one a line, each with its name."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    for name, value in figures.items():
+        table.add_row(name, value)
+    return table
 
 
 def peak_memory() -> int:

@@ -11,7 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_overlay.cli.arguments import at_least_one, positive, share
-from trio_overlay.cli.reporting import check_files, peak_memory, throttled, write_report
+from trio_overlay.cli.reporting import (
+    check_files,
+    list_figures,
+    peak_memory,
+    throttled,
+    write_report,
+)
 from trio_overlay.cli.terminal import count_progress
 from trio_overlay.errors import UsageError
 from trio_overlay.simulation.collector import no_collector
@@ -96,8 +102,7 @@ def setting_of(arguments: argparse.Namespace) -> RelaySetting:
 
 def tabulate(report: RelayReport, title: str, seconds: float) -> Table:
     """The *report* for a terminal; it took *seconds* of this machine's time."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    rows = {
+    figures = {
         "delivered": f"{report.delivered:,} of {report.sent - report.void:,}, "
         f"{100 * report.delivery:.2f} %",
         "sender or receiver crashed": f"{report.void:,}",
@@ -114,9 +119,7 @@ def tabulate(report: RelayReport, title: str, seconds: float) -> Table:
         "all envelopes": ", ".join(f"{k} {n:,}" for k, n in report.transmissions.items()),
         "this run": f"{seconds:.0f} s of CPU, {peak_memory() / 1e6:,.0f} MB",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return list_figures(title, figures)
 
 
 def _title(setting: RelaySetting) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 from trio_overlay.cli.arguments import at_least_one, positive, share
 from trio_overlay.cli.reporting import (
     check_files,
+    list_figures,
     peak_memory,
     setting_of,
     throttled,
@@ -148,13 +149,10 @@ def make_world(arguments: argparse.Namespace) -> TreeWorld:
 
 def tabulate(report: TreeReport, title: str, seconds: float) -> Table:
     """The figures that people ask for; *seconds* is what it took."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column()
     depths = report.depths
     was_over = report.root_peak_requests > MAX_REQUESTS
     warning = f"; more than the {MAX_REQUESTS:,} of a real node: see --limits" if was_over else ""
-    rows = {
+    figures = {
         "joined": f"{report.joined:,} of {report.nodes - 1:,}, "
         f"{report.failed_attempts:,} attempts failed",
         "in the tree at the end": f"{report.attached:,} with the root; "
@@ -176,9 +174,7 @@ def tabulate(report: TreeReport, title: str, seconds: float) -> Table:
         "events a second": f"{report.events / seconds:,.0f}",
         "took": f"{seconds:.1f} s, peak memory {peak_memory() / 2**20:,.0f} MiB",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    return list_figures(title, figures)
 
 
 def _title(arguments: argparse.Namespace) -> str:
