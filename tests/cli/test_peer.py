@@ -10,13 +10,14 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
 from rich.console import Console
 
 from tests.cli.test_tree import PATIENCE, Program, open_server
+from tests.processes import open_process
 from trio_overlay import open_peer
 from trio_overlay.cli import main
 from trio_overlay.cli.peer import Lines, in_print, run_peer
@@ -25,19 +26,11 @@ from trio_overlay.cli.peer import Lines, in_print, run_peer
 @asynccontextmanager
 async def running(url: str, name: str) -> AsyncIterator[tuple[Program, trio.abc.SendStream]]:
     command = [sys.executable, "-u", "-m", "trio_overlay", "peer", name, "--broker", url]
-    process = await trio.lowlevel.open_process(
+    async with open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    async with process.stdin, process.stdout:
-        try:
-            yield Program(process), process.stdin
-        finally:
-            if process.returncode is None:
-                process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    ) as process:
+        assert process.stdin is not None
+        yield Program(process), process.stdin
 
 
 @pytest.mark.webrtc
@@ -73,20 +66,15 @@ async def in_a_terminal(url: str, name: str) -> AsyncIterator[tuple[trio.Process
 
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", TAKE_THE_TERMINAL, "peer", name, "--broker", url]
-    async with trio.lowlevel.FdStream(controller) as stream:
+    ends = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    async with trio.lowlevel.FdStream(controller) as stream, AsyncExitStack() as stack:
         try:
-            process = await trio.lowlevel.open_process(
-                command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+            process = await stack.enter_async_context(
+                open_process(command, **ends, start_new_session=True)
             )
         finally:
             os.close(terminal)
-        try:
-            yield process, Screen(stream)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+        yield process, Screen(stream)
 
 
 class Screen:

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests.cli.test_tree import Program
+from tests.processes import open_process
 from trio_overlay.cli import main
 from trio_overlay.cli.relay import load_identity
 from trio_overlay.errors import UsageError
@@ -26,17 +27,10 @@ PATIENCE = 120
 
 @asynccontextmanager
 async def running(*arguments: str) -> AsyncIterator[Program]:
-    process = await trio.lowlevel.open_process(
+    async with open_process(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    async with process.stdout:
-        try:
-            yield Program(process)
-        finally:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    ) as process:
+        yield Program(process)
 
 
 async def test_a_relay_prints_peers_and_messages_and_ends_when_told() -> None:

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from tests.ports import free_port
+from tests.processes import open_process
 from trio_overlay.channels.websocket import open_websocket_channel
 from trio_overlay.cli import main
 from trio_overlay.errors import ServerRefused
@@ -50,28 +51,21 @@ async def running(
     clean = {name: value for name, value in os.environ.items() if name not in ("SECRET", "PORT")}
     command = [sys.executable, "-m", "trio_overlay", program, *arguments, "--host", "127.0.0.1"]
     with trio.fail_after(PATIENCE):
-        process = await trio.lowlevel.open_process(
+        async with open_process(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**clean, **(environment or {})},
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        async with process.stdout, process.stderr:
-            try:
-                said = ""
-                while not said.endswith("\n"):
-                    chunk = await process.stdout.receive_some()
-                    assert chunk, (await process.stderr.receive_some()).decode()
-                    said += chunk.decode()
-                assert said.startswith("listening on ws://127.0.0.1:")
-                yield Running(process, said.split()[2])
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                with trio.CancelScope(shield=True):
-                    await process.wait()
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            said = ""
+            while not said.endswith("\n"):
+                chunk = await process.stdout.receive_some()
+                assert chunk, (await process.stderr.receive_some()).decode()
+                said += chunk.decode()
+            assert said.startswith("listening on ws://127.0.0.1:")
+            yield Running(process, said.split()[2])
 
 
 async def assert_serves(url: str, secret: str) -> None:

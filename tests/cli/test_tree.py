@@ -16,6 +16,7 @@ import pytest
 import trio
 from rich.console import Console
 
+from tests.processes import open_process
 from trio_overlay import JoinTimeout, ListeningServer, serve_signaling
 from trio_overlay.cli import demo, main, tree
 from trio_overlay.nodes.tree import TreeNode
@@ -83,18 +84,8 @@ class Lines(io.StringIO):
 async def running(server: ListeningServer, *arguments: str) -> AsyncIterator[Program]:
     host = server.urls[0].removeprefix("ws://")
     command = [sys.executable, "-u", "-m", "trio_overlay", *arguments, "--host", host]
-    process = await trio.lowlevel.open_process(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    async with process.stdout:
-        try:
-            yield Program(process)
-        finally:
-            if process.returncode is None:
-                process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    async with open_process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        yield Program(process)
 
 
 @pytest.mark.webrtc
