@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.signaling import test_service
 from tests.signaling.test_service import SECRET, MemoryRequest
 from trio_overlay.channels.channel import Channel
 from trio_overlay.channels.memory import MemoryChannel
@@ -33,23 +34,7 @@ OFFER = {"type": "offer", "sdp": "v=0"}
 Clock = trio.testing.MockClock
 
 
-class World:
-    def __init__(self, server: SignalingServer, nursery: trio.Nursery) -> None:
-        self.server = server
-        self._nursery = nursery
-
-    async def dial(self, path: str = "/") -> MemoryChannel:
-        request = MemoryRequest(path)
-
-        async def serve() -> None:
-            await self.server.handle_upgrade(request)
-            await request._server.aclose()
-
-        self._nursery.start_soon(serve)
-        with trio.fail_after(60):
-            await request.is_accepted.wait()
-        return request.client
-
+class World(test_service.World):
     async def registered(self, identifier: str) -> MemoryChannel:
         peer = await self.dial()
         assert await call(peer, "register", id=identifier) == identifier

@@ -65,7 +65,7 @@ class World:
         self.server = server
         self._nursery = nursery
 
-    async def dial(self, path: str, query: str = "") -> MemoryChannel:
+    async def dial(self, path: str = "/", query: str = "") -> MemoryChannel:
         request = MemoryRequest(path, query)
 
         async def serve() -> None:
