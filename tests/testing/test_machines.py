@@ -97,6 +97,67 @@ def test_without_faults_the_network_does_as_it_should(overlay: str) -> None:
         assert not RULES_WITH_FAULTS & rules_of(machine)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_in_stories_of_every_overlay_some_give_up_on_their_way_in(overlay: str) -> None:
+    with begun(overlay) as machine:
+        machine.join_and_withdraw(0.0, 0.2)
+        last = [str(step).partition(" at ")[0] for step in machine.story.steps[-2:]]
+        assert last == ["n4 joins", "n4 withdraws"]
+
+
+def test_what_is_to_be_so_at_a_moment_is_looked_at_then_also_in_a_long_pause() -> None:
+    looks: list[float] = []
+
+    class Looking(RelayWorld):
+        def perform(self, step: Step) -> None:
+            super().perform(step)
+            self.look_in(7.0)
+
+        def check(self) -> None:
+            looks.append(round(self.age, 3))
+
+    replay("time passes at 1 s; time passes at 30 s; time passes at 31 s", Looking)
+    assert looks[:4] == [1.0, 8.0, 30.0, 31.0]
+
+
+TROUBLES = """
+n1 loses n2 at 10 s
+n1 regains n2 at 20 s
+n3,n1 cannot_hear hub at 30 s
+n3,n1 hears hub at 40 s
+n2 freezes at 50 s
+n2 thaws at 60 s
+server crashes at 70 s
+server restarts at 80 s
+n2 leaves at 90 s
+time passes at 100 s
+"""
+
+
+def test_who_could_hear_each_other_is_known_of_every_moment() -> None:
+    found: dict[float, set[str]] = {}
+
+    class Asked(RelayWorld):
+        def perform(self, step: Step) -> None:
+            super().perform(step)
+            pairs = ["n1 n2", "n1 hub", "n1 n3", "n2 n3", "n1 server"]
+            since = trio.current_time() - 1
+            found[step.at] = {
+                pair for pair in pairs if not self.could_hear_each_other(pair.split(), since)
+            }
+
+    replay("n1 joins at 0 s; n2 joins at 0 s; n3 joins at 0 s" + TROUBLES.replace("\n", ";"), Asked)
+    assert list(found.values()) == [
+        set(),
+        *[{"n1 n2"}] * 2,
+        *[{"n1 hub"}] * 2,
+        *[{"n1 n2", "n2 n3"}] * 2,
+        *[{"n1 server"}] * 2,
+        {"n1 n2", "n2 n3"},
+        set(),
+    ]
+
+
 def test_whoever_tries_something_may_think_better_of_it() -> None:
     with begun("relay") as machine:
         assert "think_better" not in rules_of(machine)

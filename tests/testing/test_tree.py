@@ -159,24 +159,49 @@ def test_a_node_that_forgets_nothing_or_goes_on_when_cut_off_is_found(
     replay(story)
 
 
-def test_a_withdrawal_that_is_lost_on_its_way_down_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The place below is free all the same: the server tells who answers, too."""
-    story = (
-        "max_degree=1; n1 joins at 0 s; n2 joins at 2 s; n3 joins at 4 s; n3 withdraws at 4.3 s;"
-        "time passes at 7 s"
-    )
-    replay(story)
+OTHER_TROUBLE = "n9 loses root at 3.9 s"
+MORE_TROUBLE = "n8 freezes at 4.4 s; signals get_lost 50% at 4.5 s"
+CHAIN_OF_TWO = "max_degree=1; n1 joins at 0 s; n2 joins at 2 s"
+GIVEN_UP = "n3 joins at 4 s; n3 withdraws at 4.3 s"
+
+
+def lose_withdrawals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that go down the tree; who answers is told by the server, too."""
     post = TreeChannel.post
 
-    def lose_withdrawals(channel: TreeChannel, frame: TreeFrame, text: str | None = None) -> None:
+    def post_others(channel: TreeChannel, frame: TreeFrame, text: str | None = None) -> None:
         if not isinstance(frame, Withdraw):
             post(channel, frame, text)
 
-    monkeypatch.setattr(TreeChannel, "post", lose_withdrawals)
-    with pytest.raises(AssertionError, match="1 requests are kept of those who are nobody's child"):
+    monkeypatch.setattr(TreeChannel, "post", post_others)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        f"{CHAIN_OF_TWO}; {GIVEN_UP}; time passes at 7 s",
+        f"{CHAIN_OF_TWO}; {GIVEN_UP}; time passes at 60 s",
+        f"{CHAIN_OF_TWO}; {OTHER_TROUBLE}; {GIVEN_UP}; {MORE_TROUBLE}; time passes at 7 s",
+    ],
+    ids=["in the calm", "in a long pause", "among other troubles"],
+)
+def test_a_withdrawal_that_is_lost_on_its_way_down_is_found(
+    monkeypatch: pytest.MonkeyPatch, story: str
+) -> None:
+    replay(story)
+    lose_withdrawals(monkeypatch)
+    with pytest.raises(AssertionError, match="n1 keeps the request of n3, which was withdrawn 2 s"):
         replay(story)
+
+
+@pytest.mark.parametrize(
+    "trouble", ["root cannot_hear n1,n2", "n1 freezes", "server crashes", "n1 leaves"]
+)
+def test_a_withdrawal_that_cannot_get_through_is_no_mistake(
+    monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    lose_withdrawals(monkeypatch)
+    replay(f"{CHAIN_OF_TWO}; n3 joins at 4 s; n3 withdraws at 4.3 s; {trouble} at 4.4 s")
 
 
 def test_a_cycle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,6 +167,18 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
         joining = self._joining()
         self.tell(joining[pick % len(joining)], "withdraws", pause=pause)
 
+    @precondition(lambda self: len(self.names) < self.max_nodes)
+    @rule(pause=pauses, after=short_pauses)
+    def join_and_withdraw(self, pause: float, after: float) -> None:
+        """A node comes, and thinks better of it on its way in.
+
+        With `join` and `withdraw` alone few meet each other, of all that may happen between them.
+        """
+        self.tell_newcomer(pause=pause)
+        name = f"n{self._count_names}"
+        if name in self.world.lives:
+            self.tell(name, "withdraws", pause=after)
+
     @precondition(lambda self: self.world.list_busy())
     @rule(pause=short_pauses, pick=picks)
     def think_better(self, pause: float, pick: int) -> None:

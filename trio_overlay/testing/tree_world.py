@@ -21,12 +21,13 @@ from trio_overlay.nodes.tree_casts import CastMessage
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_way_up import MAX_REJOIN_DELAY
 from trio_overlay.protocol.filling import same
+from trio_overlay.protocol.switchboard_clients import Prospect
 from trio_overlay.testing.determinism import SteppedRun
 from trio_overlay.testing.history import History
 from trio_overlay.testing.overhearing import Overheard, as_told, content_of, is_told
 from trio_overlay.testing.signaling import AUTHORITY, SECRET
 from trio_overlay.testing.story import Step, Story
-from trio_overlay.testing.world import Life, VirtualWorld
+from trio_overlay.testing.world import MAX_LATENESS, SERVER, Life, VirtualWorld
 
 ROOT = "root"
 LATE_ROOT = "lateroot"
@@ -34,8 +35,6 @@ LATE_ROOT = "lateroot"
 BECOMES_ROOT, TAKES_OVER = "becomes_root", "takes_over"
 SEARCH_TIME = 5.0
 """Seconds that a search for a parent takes if nothing goes wrong, and more than that."""
-WITHDRAWAL_DELAY = 2.0
-"""Seconds in which a withdrawal has gone down every hop of a tree of thirty nodes."""
 
 
 @dataclass(eq=False)
@@ -49,6 +48,18 @@ class Broadcast:
     and not yet told everybody may be lost."""
     has_one_root: bool
     """Whether nobody else was the root, or that of a tree apart, who fails when it hears of it."""
+
+
+@dataclass(eq=False)
+class Withdrawal:
+    """A join that was given up, of which all must hear who have a part in it."""
+
+    name: str
+    origin: str
+    at: float
+    path: dict[str, TreeChannel | None]
+    """Who had its request then, by name, from the root down: each with its link to the one above.
+    """
 
 
 class TreeWorld(VirtualWorld):
@@ -91,6 +102,8 @@ class TreeWorld(VirtualWorld):
         self._searched_at = float("-inf")
         self._too_late: deque[float] = deque(maxlen=100)
         """When those withdrew who were connected, and had told the server that they were."""
+        self._withdrawals: deque[Withdrawal] = deque()
+        """Those of which not all must have heard yet, oldest first."""
         self.nodes: dict[str, TreeNode] = {}
         """Those that are open, the root among them, oldest first."""
         self._terms: dict[str, int] = {}
@@ -182,9 +195,47 @@ class TreeWorld(VirtualWorld):
                 if node is not None and target is not None and node is not target:
                     self._nursery.start_soon(self._write, node, target.id)
             case _:
-                if step.verb == "withdraws" and self._is_connected(step.who):
-                    self._too_late.append(trio.current_time())
+                life = self.lives.get(step.who)
+                if step.verb in ("withdraws", "leaves") and life and life.join_ended_at is None:
+                    self._note_withdrawal(step.who)
                 super().perform(step)
+
+    def _note_withdrawal(self, name: str) -> None:
+        """Who is called *name* gives up joining now."""
+        now = trio.current_time()
+        if self._is_connected(name):
+            self._too_late.append(now)
+            return
+        prospect = self._prospect_of(name)
+        if prospect is not None and prospect.root is not None:
+            path = self._path_of_request(prospect.identifier)
+            self._withdrawals.append(Withdrawal(name, prospect.identifier, now, path))
+            self.look_in(MAX_LATENESS)
+
+    def _prospect_of(self, name: str) -> Prospect | None:
+        """What the server has for the join of *name*; None if it has not heard of it."""
+        ends = {
+            cable.ends[1]
+            for cable in self.network._cables.values()
+            if cable.names == (name, AUTHORITY) and cable.ends is not None
+        }
+        for client, connection in self.signaling.server._bootstrap._connections.items():
+            if isinstance(client, Prospect) and connection.channel in ends:
+                return client
+        return None
+
+    def _path_of_request(self, origin: str) -> dict[str, TreeChannel | None]:
+        """Who has the request of *origin*, from the root down: see `Withdrawal`."""
+        path: dict[str, TreeChannel | None] = {}
+        parents = self.parents()
+        name = next((name for name, node in self.nodes.items() if node.is_root), None)
+        while name is not None and self.nodes[name]._branch.knows(origin):
+            node = self.nodes[name]
+            path[name] = node.parent
+            link = node.children.get(node._branch.child_of(origin) or "")
+            below = [child for child, parent in parents.items() if parent == name]
+            name = next((each for each in below if self._is_child_on(each, link)), None)
+        return path
 
     def _is_connected(self, name: str) -> bool:
         peers = self.network._peers.values()
@@ -300,6 +351,7 @@ class TreeWorld(VirtualWorld):
             assert has_a_way or not ancestry.path, (
                 f"{name}, an orphan, believes that it has a way up"
             )
+        self._check_withdrawals()
         self._check_places()
         self._check_confirmed_links()
 
@@ -369,10 +421,9 @@ class TreeWorld(VirtualWorld):
 
     def _check_belief(self, parent: str, child: str) -> None:
         """What the *parent* believes of the free places below the *child* is so."""
-        link = self.nodes[child].parent
         views = self.nodes[parent]._branch.views
         for channel in self.nodes[parent].children.values():
-            if link is not None and _end_of(channel).other_end is _end_of(link):
+            if self._is_child_on(child, channel):
                 believed, view = views[channel.id], self.nodes[child]._branch.view
                 assert same(believed, view), (
                     f"{parent} believes that {child} has the places {believed}, and it has {view}"
@@ -472,27 +523,55 @@ class TreeWorld(VirtualWorld):
         ):
             self._searched_at = now  # somebody looks for a new parent, or for a higher one
         calm_for = min(self.calm_for, now - self._searched_at)
-        if calm_for < self.request_timeout + self.noticed_after + WITHDRAWAL_DELAY:
+        if calm_for < self.request_timeout + self.noticed_after + MAX_LATENESS:
             return
         places = sum(len(node._branch.applicants) for node in self.nodes.values())
         joining = sum(
-            life.join_ended_at is None or now - life.join_ended_at < WITHDRAWAL_DELAY
+            life.join_ended_at is None or now - life.join_ended_at < MAX_LATENESS
             for life in self.lives.values()
         )
-        gone = sum(now - ended_at < WITHDRAWAL_DELAY for ended_at in self.endings)
+        gone = sum(now - ended_at < MAX_LATENESS for ended_at in self.endings)
         assert places <= joining + gone, (
             f"{places} places are kept for applicants, where {joining + gone} are joining"
         )
         children = {origin for node in self.nodes.values() for origin in node.children}
         requests = {origin for node in self.nodes.values() for origin in node._branch.requests}
         # A request is kept for its whole time if the applicant was connected: nobody withdraws it.
-        whole_time = self.request_timeout + WITHDRAWAL_DELAY
+        whole_time = self.request_timeout + MAX_LATENESS
         too_late = sum(now - withdrew_at < whole_time for withdrew_at in self._too_late)
         waiting = len(requests - children)
         assert waiting <= joining + gone + too_late, (
             f"{waiting} requests are kept of those who are nobody's child, where "
             f"{joining + gone + too_late} are joining"
         )
+
+    def _is_child_on(self, name: str, link: TreeChannel | None) -> bool:
+        """Whether *link* is the parent's end of the link to the child *name*."""
+        parent = self.nodes[name].parent
+        if link is None or parent is None:
+            return False
+        return _end_of(link).other_end is _end_of(parent)
+
+    def _check_withdrawals(self) -> None:
+        """Nobody keeps a place or a request for one who has given up, once it must have heard so.
+
+        If none on the way was harmed, and it is still the same, whatever else has happened.
+        """
+        now = trio.current_time()
+        while self._withdrawals and now >= self._withdrawals[0].at + MAX_LATENESS:
+            withdrawal = self._withdrawals.popleft()
+            on_the_way = [withdrawal.name, SERVER]
+            for name, link in withdrawal.path.items():
+                on_the_way.append(name)
+                node = self.nodes.get(name)
+                if node is None or node.parent is not link:
+                    break
+                if node._branch.knows(withdrawal.origin):
+                    assert not self.could_hear_each_other(on_the_way, withdrawal.at), (
+                        f"{name} keeps the request of {withdrawal.name}, which was withdrawn "
+                        f"{now - withdrawal.at:g} s ago"
+                    )
+                    break
 
     def _open_node(self, name: str) -> AbstractAsyncContextManager[TreeNode]:
         return open_tree_node(

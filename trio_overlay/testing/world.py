@@ -7,9 +7,18 @@ and faults. What a node is, and what must hold at any time, is a subclass's busi
 from __future__ import annotations
 
 import abc
+import heapq
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -32,6 +41,9 @@ JOIN_GRACE = 5.0
 SETTLE_TIMEOUT = 60.0
 MAX_SIGNAL_DELAY = 3.0
 """Seconds by which signals are late, at the most, after ``signals get_late 30% at 5 s``."""
+
+MAX_LATENESS = 2.0
+"""Seconds in which what is said goes down every hop of a network of thirty nodes, if it can."""
 
 FAULTS = frozenset(
     {"loses", "regains", "cannot_hear", "hears", "freezes", "thaws"}
@@ -63,6 +75,20 @@ class Life:
     has_joined: bool = False
     failure: OutcomeError | None = None
     """Why the join failed, if it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Harm:
+    """What went wrong at a moment, or ceased to: between two groups of names, or with one."""
+
+    at: float
+    names: frozenset[str]
+    others: frozenset[str] | None = None
+
+    def befalls(self, names: Collection[str]) -> bool:
+        return not self.names.isdisjoint(names) and (
+            self.others is None or not self.others.isdisjoint(names)
+        )
 
 
 @dataclass(eq=False)
@@ -125,6 +151,8 @@ class VirtualWorld(BlockContext):
         self.begun_at = 0.0
         self._actors: dict[str, _Actor] = {}
         self._trouble_at = -math.inf
+        self._harms: deque[_Harm] = deque(maxlen=1000)
+        self._looks: list[float] = []  # a heap of moments
         self._cuts: dict[tuple[str, str], Rule] = {}
         self._deaf: dict[tuple[str, str], Rule] = {}
         self._signal_rules: dict[str, Rule] = {}
@@ -260,7 +288,11 @@ class VirtualWorld(BlockContext):
 
         UnknownStep: nobody knows how to do that.
         """
-        await trio.sleep_until(self.begun_at + step.at)
+        moment = self.begun_at + step.at
+        while self._looks and self._looks[0] <= moment:
+            await trio.sleep_until(heapq.heappop(self._looks))
+            self.check()
+        await trio.sleep_until(moment)
         self.network.note(f"story: {step}")
         self.perform(step)
         await trio.lowlevel.checkpoint()
@@ -270,6 +302,7 @@ class VirtualWorld(BlockContext):
         """Do *step* now, without checking."""
         who, whom = step.who, step.whom
         life = self.lives.get(who)
+        self._note_harm(step)
         if step.verb in (
             "crashes", "leaves", "restarts", "thaws", "regains", "hears", "get_through"
         ):  # fmt: skip
@@ -321,6 +354,34 @@ class VirtualWorld(BlockContext):
                 pass  # "time passes"; or it cannot be done, and is not
             case _:
                 raise UnknownStep(step)
+
+    def look_in(self, seconds: float) -> None:
+        """`check` so many *seconds* from now, too, though the next step may be long after that."""
+        heapq.heappush(self._looks, trio.current_time() + seconds)
+
+    def could_hear_each_other(self, names: Collection[str], since: float) -> bool:
+        """Whether these, nodes or residents, could hear each other all the time *since* then.
+
+        None was silent, or left or crashed, and no two were cut off from each other. It knows of
+        the last thousand things that went wrong, or were mended.
+        """
+        lasting = [_harm_between(who, whom, since) for who, whom in (*self._cuts, *self._deaf)]
+        return (
+            not any(harm.befalls(names) for harm in lasting)
+            and not any(harm.at >= since and harm.befalls(names) for harm in self._harms)
+            and not any(self.is_frozen(name) for name in names)
+            and (SERVER not in names or self.signaling.is_running)
+        )
+
+    def _note_harm(self, step: Step) -> None:
+        now = trio.current_time()
+        match step.verb:
+            case "loses" | "regains" | "cannot_hear" | "hears" if step.whom is not None:
+                self._harms.append(_harm_between(step.who, step.whom, now))
+            case "leaves" if (life := self.lives.get(step.who)) and life.join_ended_at is None:
+                pass  # it only gives up
+            case "leaves" | "crashes" | "restarts" | "freezes" | "thaws":
+                self._harms.append(_Harm(now, frozenset(step.who.split(","))))
 
     def begin(self, name: str, verb: str) -> None:
         """A life called *name* begins, unless there is one, or its host has crashed."""
@@ -482,6 +543,10 @@ class VirtualWorld(BlockContext):
     def residents(self) -> frozenset[str]:
         """Hosts that are no lives of the story: the server, and what `open` brought."""
         return frozenset({AUTHORITY})
+
+
+def _harm_between(who: str, whom: str, at: float) -> _Harm:
+    return _Harm(at, frozenset(who.split(",")), frozenset(whom.split(",")))
 
 
 def _hosts_of(names: str) -> str:
