@@ -33,7 +33,8 @@ from trio_overlay.protocol.tree import (
     decode_tree,
     encode_tree,
 )
-from trio_overlay.signaling.bootstrap import Connection, _BootstrapRoad
+from trio_overlay.signaling.bootstrap import Connection
+from trio_overlay.signaling.bootstrap_road import BootstrapRoad
 from trio_overlay.signaling.handshake import shake_hands
 
 
@@ -113,7 +114,7 @@ async def test_origin_that_applies_again_while_its_link_closes_keeps_its_new_pla
         socket = await stack.enter_async_context(host.dial(f"ws://{AUTHORITY}/join"))
         for life in range(2):
             async with host.open_peer(initiator=True) as peer:
-                road = _BootstrapRoad(None, None, (), None)
+                road = BootstrapRoad(None, None, (), None)
                 road.socket = socket
                 channel = await shake_hands(peer, road)
                 await until(lambda: root.children_count == 1)

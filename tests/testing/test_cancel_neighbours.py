@@ -198,7 +198,7 @@ async def attach(one: Neighbours, other: Neighbours, nursery: trio.Nursery) -> N
 @pytest.mark.parametrize(
     ("scenario", "least"),
     [
-        (initiating, 10),
+        (initiating, 5),
         (being_initiated, 5),
         (doubling, 2),
         (connecting_back, 10),

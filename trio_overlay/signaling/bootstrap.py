@@ -12,7 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
 import trio
@@ -25,10 +25,7 @@ from trio_overlay.errors import (
     JoinRefused,
     JoinTimeout,
     MalformedFrame,
-    OutcomeError,
     OverlayError,
-    PeerNotFound,
-    ServerLost,
     ServerUnreachable,
     SnapshotFailed,
     UsageError,
@@ -37,14 +34,12 @@ from trio_overlay.protocol.bootstrap import (
     ANNOUNCEMENT,
     JOIN_PATH,
     MAX_SNAPSHOT_TIMEOUT,
-    ROOT_HEARTBEAT_INTERVAL,
     ROOT_PATH_SUFFIX,
     SNAPSHOT,
     SNAPSHOT_PATH_SUFFIX,
     AskSnapshot,
     BootstrapFrame,
     Done,
-    Heartbeat,
     Hello,
     Refused,
     Registration,
@@ -52,15 +47,15 @@ from trio_overlay.protocol.bootstrap import (
     SignalFrame,
     SnapshotPart,
     Withdrawn,
-    decode_bootstrap,
-    encode_bootstrap,
-    signal_frame,
 )
 from trio_overlay.protocol.json import JSON
-from trio_overlay.protocol.signals import Signal, decode_signal, encode_signal, is_offer
-from trio_overlay.signaling.handshake import Road, shake_hands
+from trio_overlay.protocol.signals import Signal, decode_signal, is_offer
+from trio_overlay.signaling.bootstrap_road import BootstrapRoad
+from trio_overlay.signaling.bootstrap_socket import next_frame, say
+from trio_overlay.signaling.handshake import shake_hands
+from trio_overlay.signaling.registration import Registered, RootFrame
 from trio_overlay.signaling.roads import MAX_SIGNALS, SignalInbox
-from trio_overlay.signaling.snapshots import Answering, Describe, Picture
+from trio_overlay.signaling.snapshots import Describe, Picture
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +65,8 @@ MAX_REQUESTS = 10_000
 MAX_WAITING_REQUESTS = 1_000
 FAREWELL_TIMEOUT = 1.0
 HELLO_TIMEOUT = 5.0
-HELLO_GRACE = 0.2
-"""Seconds that whoever gives up waits for a hello that has not come yet. Our server says it right
-behind its answer to the dial, before it hears anything, so it is here by then, or lost on the way,
-or nobody says one: then the server finds the withdrawal out by the close, a few seconds later."""
-SILENCE_TIMEOUT = 45.0
-"""A root's server that says nothing for three of its heartbeats is taken for dead."""
-OUR_SILENCE_TIMEOUT = 5.0
-"""The same for a server of ours, whose heartbeats come every second."""
-ROLE_TIMEOUT = 0.5
-"""Seconds that a root waits for the first word of its server. One of ours says what it is to do
-right behind the answer to the dial; an old one says nothing, and the newest root is active."""
 SNAPSHOT_MARGIN = 0.2
 """The part of an asker's time that is left for the answer's way back."""
-MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY = 0.2, 5.0
-"""Seconds: a server that has restarted holds requests for a root as long as that."""
 
 
 @asynccontextmanager
@@ -232,7 +214,7 @@ class Bootstrap:
         ServerUnreachable, ServerRefused, ConnectionFailed: as their names say.
         """
         async with (network or self.network).open_peer(initiator=True) as peer:
-            road = _BootstrapRoad(None, destination, extensions, on_identifier, more)
+            road = BootstrapRoad(None, destination, extensions, on_identifier, more)
             with _deadline(timeout, f"no connection within {timeout:g} s"):
                 channel = await self._through_server(road, peer)
             yield Connection(channel, road.identifier, road.partner, road.extensions)
@@ -255,7 +237,7 @@ class Bootstrap:
         JoinTimeout, ServerUnreachable, ServerRefused, ConnectionFailed: as in `connect`.
         """
         async with (network or self.network).open_peer(initiator=False) as peer:
-            road = _BootstrapRoad(request.origin, request.origin, extensions, None)
+            road = BootstrapRoad(request.origin, request.origin, extensions, None)
             channel: Channel | None = None
             message = f"{request.origin} did not connect within {timeout:g} s"
             with request.scope, _deadline(timeout, message):
@@ -300,7 +282,7 @@ class Bootstrap:
         async with self.network.dial(self._address(JOIN_PATH)) as socket:
             hello: BootstrapFrame | None = None
             with trio.move_on_after(HELLO_TIMEOUT):
-                hello = await _next_frame(socket)
+                hello = await next_frame(socket)
             if not (isinstance(hello, Hello) and hello.identifier):
                 raise ServerUnreachable(f"{self.url} does not tell prospects their identifiers")
             fed, frames = trio.open_memory_channel[SignalFrame | Withdrawn](MAX_SIGNALS)
@@ -329,7 +311,7 @@ class Bootstrap:
         with trio.move_on_after(timeout) as scope:
             async with self.network.dial(self.url + path) as socket:
                 left = scope.deadline - trio.current_time()
-                await _say(socket, AskSnapshot(left * (1 - SNAPSHOT_MARGIN)))
+                await say(socket, AskSnapshot(left * (1 - SNAPSHOT_MARGIN)))
                 picture = await _receive_picture(socket)
         if picture is not None:
             return picture
@@ -338,7 +320,7 @@ class Bootstrap:
     @asynccontextmanager
     async def register(
         self, secret: str, *, takeover: bool = False, describe: Describe | None = None
-    ) -> AsyncIterator[trio.MemoryReceiveChannel[SignalFrame | Withdrawn | Role]]:
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[RootFrame]]:
         """Be the root, and see the frames themselves: for who passes them on. As `root`.
 
         The first is a `Role`, and another comes whenever it changes. While the server is gone,
@@ -346,105 +328,18 @@ class Bootstrap:
         gives; without it, a refusal.
         """
         path = _secret_path(secret, ROOT_PATH_SUFFIX)
-        backlog, frames = trio.open_memory_channel[SignalFrame | Withdrawn | Role](MAX_REQUESTS)
+        backlog, frames = trio.open_memory_channel[RootFrame](MAX_REQUESTS)
         token = f"{self._rng.getrandbits(64):016x}"
         async with open_background_nursery() as nursery:
             extensions = frozenset() if describe is None else frozenset({SNAPSHOT})
             registration = Registration(token, takes_over=takeover, extensions=extensions)
-            await nursery.start(self._stay_registered, path, registration, describe, backlog)
+            registered = Registered(
+                self.network, self.url, path, registration, describe, backlog, self._rng
+            )
+            await nursery.start(registered.stay)
             yield frames
 
-    async def _stay_registered(
-        self,
-        path: str,
-        registration: Registration,
-        describe: Describe | None,
-        backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
-        *,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        registered = is_missed = False
-        failures = 0
-        while True:
-            try:
-                address = f"{self.url}{path}?{registration.encode()}"
-                async with self.network.dial(address) as socket:
-                    if not registered:
-                        task_status.started()
-                        registered = True
-                    logger.info("registered as root at %s", self.url)
-                    is_missed, failures = False, 0
-                    term = await self._serve_registration(socket, describe, backlog)
-                    # It took over, if it was to: from now on it is one of several.
-                    registration = replace(
-                        registration, term=max(registration.term, term), takes_over=False
-                    )
-            except OutcomeError as error:
-                if not registered:
-                    raise
-                # A warning once for as long as it is gone, not at each of many tries.
-                level = logging.DEBUG if is_missed else logging.WARNING
-                logger.log(level, "the root is without its server at %s: %s", self.url, error)
-                is_missed = True
-            await trio.sleep(self._reconnect_delay(failures))
-            failures += 1
-
-    async def _serve_registration(
-        self,
-        socket: Channel,
-        describe: Describe | None,
-        backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
-    ) -> int:
-        """Feed *backlog* until the server is gone or silent for too long.
-
-        The term in which this root was active; 0 if it was not, or the server knows no terms.
-        """
-        term = 0
-        async with open_background_nursery() as nursery:
-            nursery.start_soon(_send_heartbeats, socket)
-            answering = None if describe is None else Answering(socket, describe, nursery)
-            # Until then, or when an old server says nothing.
-            patience = ROLE_TIMEOUT
-            has_role = False
-            while True:
-                frame: BootstrapFrame | None = None
-                with trio.move_on_after(patience):
-                    try:
-                        frame = await _next_frame(socket)
-                    except OutcomeError as error:
-                        logger.info("the server hung up on its root: %s", error)
-                        return term
-                match frame:
-                    case None if has_role:
-                        logger.warning("the server has been silent for %g s", patience)
-                        return term
-                    case Hello():
-                        patience = OUR_SILENCE_TIMEOUT
-                        continue
-                    case Role():
-                        has_role = True
-                        term = frame.term if frame.is_active else term
-                    case Heartbeat():
-                        patience = min(patience, SILENCE_TIMEOUT)
-                    case _:
-                        pass
-                if not has_role:
-                    has_role = True
-                    patience = float("inf")
-                    _feed(backlog, Role(is_active=True, term=0, count_others=0))
-                if isinstance(frame, AskSnapshot | Withdrawn) and answering is not None:
-                    await answering.take(frame)
-                if isinstance(frame, Role | SignalFrame) or (
-                    isinstance(frame, Withdrawn) and frame.origin is not None
-                ):
-                    _feed(backlog, frame)
-
-    def _reconnect_delay(self, failures: int) -> float:
-        """Seconds before the next try: doubling, with full jitter, never all roots at once."""
-        ceiling = min(MAX_RECONNECT_DELAY, MIN_RECONNECT_DELAY * 2.0 ** min(failures, 20))
-        return self._rng.uniform(ceiling / 2, ceiling)
-
-    async def _through_server(self, road: _BootstrapRoad, peer: PeerConnection) -> Channel:
+    async def _through_server(self, road: BootstrapRoad, peer: PeerConnection) -> Channel:
         """Shake hands over a prospect's socket of our own, which is closed on return.
 
         Whatever ends this, the server is told whether the handshake came to its good end.
@@ -465,106 +360,6 @@ class Bootstrap:
 
     def _address(self, path: str) -> str:
         return f"{self.url}{path}?{ANNOUNCEMENT}"
-
-
-class _BootstrapRoad(Road):
-    """The road through the server, over a prospect's socket."""
-
-    def __init__(
-        self,
-        partner: str | None,
-        destination: str | None,
-        extensions: Iterable[str],
-        on_identifier: Callable[[str], object] | None,
-        more: Mapping[str, JSON] | None = None,
-    ) -> None:
-        self.socket: Channel
-        self.identifier: str | None = None
-        self.partner = partner
-        """Who shakes our hand: for a joiner, the first who answers, and nobody else after that."""
-        self.extensions: frozenset[str] = frozenset()
-        self._destination = destination
-        self._own_extensions = tuple(extensions)
-        self._on_identifier = on_identifier
-        self._more = more
-        self._rank = 0
-        self._first_frame: BootstrapFrame | None = None
-        """The server's first, which is a hello if and only if the server is one of ours."""
-
-    async def send(self, signal: Signal) -> None:
-        frame = signal_frame(
-            encode_signal(signal),
-            destination=self.partner or self._destination,
-            rank=self._rank,
-            extensions=self._own_extensions if self._rank == 0 else (),
-            more=self._more if self._rank == 0 else None,
-        )
-        self._rank += 1
-        try:
-            await self.socket.send_soon(encode_bootstrap(frame))
-        except trio.BrokenResourceError as error:
-            if self.partner is None:
-                raise JoinRefused(f"the server hung up: {self.socket.close_reason}") from error
-            await trio.sleep_forever()  # as in receive: the connection may yet come up
-
-    async def receive(self) -> Signal:
-        while True:
-            try:
-                frame = await _next_frame(self.socket)
-            except OutcomeError:
-                if self.partner is None:
-                    raise
-                # Offer and answer may both have been through: the connection can still come up.
-                await trio.sleep_forever()
-            self._first_frame = self._first_frame or frame
-            match frame:
-                case SignalFrame():
-                    signal = self._take(frame)
-                    if signal is not None:
-                        return signal
-                case Hello(identifier):
-                    self._learn_identifier(identifier)
-                case Refused(reason):
-                    raise JoinRefused(reason or "the server refused, and gave no reason")
-                case Withdrawn(origin, reason):
-                    if origin is not None and origin == self.partner:
-                        raise JoinRefused(f"{origin} is gone: {reason}")
-                    if origin is not None and origin == self._destination:
-                        raise PeerNotFound(f"the server knows no prospect {origin}")
-                case Heartbeat() | Done() | Role() | AskSnapshot() | SnapshotPart():
-                    pass
-
-    async def say(self, farewell: Done | Withdrawn) -> None:
-        """Tell the server, if it is one of ours, how it ended; never fails."""
-        try:
-            if isinstance(farewell, Withdrawn) and self._rank and self._first_frame is None:
-                # Given up before the first frame was read, which is our server's hello. An old
-                # server says none, and often nothing at all.
-                with trio.move_on_after(HELLO_GRACE):
-                    self._first_frame = await _next_frame(self.socket)
-            if isinstance(self._first_frame, Hello):
-                await self.socket.send(encode_bootstrap(farewell))
-        except (OverlayError, trio.BrokenResourceError):
-            pass
-
-    def _take(self, frame: SignalFrame) -> Signal | None:
-        if self.partner is None:
-            self.partner = frame.origin
-            self.extensions = frame.extensions
-        if frame.origin != self.partner:
-            return None
-        self._learn_identifier(frame.destination)
-        try:
-            return decode_signal(frame.signal)
-        except MalformedFrame as error:
-            logger.info("a signal of %s is passed over: %s", frame.origin, error)
-            return None
-
-    def _learn_identifier(self, identifier: str | None) -> None:
-        if self.identifier is None and identifier is not None:
-            self.identifier = identifier
-            if self._on_identifier is not None:
-                self._on_identifier(identifier)
 
 
 def server_url(url: str) -> str:
@@ -605,17 +400,10 @@ def _deadline(seconds: float, message: str) -> Iterator[None]:
         raise JoinTimeout(message)
 
 
-async def _say(socket: Channel, frame: BootstrapFrame) -> None:
-    try:
-        await socket.send(encode_bootstrap(frame))
-    except trio.BrokenResourceError as error:
-        raise ServerLost(f"the server hung up: {socket.close_reason}") from error
-
-
 async def _receive_picture(socket: Channel) -> Picture:
     nodes: list[JSON] = []
     while True:
-        match await _next_frame(socket):
+        match await next_frame(socket):
             case SnapshotPart(_, part, count_missing, is_last):
                 nodes += part
                 if is_last:
@@ -626,58 +414,21 @@ async def _receive_picture(socket: Channel) -> Picture:
                 pass
 
 
-async def _next_frame(socket: Channel) -> BootstrapFrame:
-    """The server's next frame that can be understood.
-
-    ServerLost: the server hung up.
-    """
-    while True:
-        try:
-            return decode_bootstrap(await socket.receive())
-        except MalformedFrame as error:
-            logger.info("a frame of the server is passed over: %s", error)
-        except trio.EndOfChannel as error:
-            reason = socket.close_reason
-            raise ServerLost(f"the server closed the connection: {reason}") from error
-        except trio.BrokenResourceError as error:
-            reason = socket.close_reason
-            raise ServerLost(f"the connection to the server broke: {reason}") from error
-
-
-def _feed(
-    backlog: trio.MemorySendChannel[SignalFrame | Withdrawn | Role],
-    frame: SignalFrame | Withdrawn | Role,
-) -> None:
-    try:
-        backlog.send_nowait(frame)
-    except trio.WouldBlock:
-        logger.warning("nobody takes the root's requests: one is dropped")
-
-
 async def _feed_from(
     socket: Channel, frames: trio.MemorySendChannel[SignalFrame | Withdrawn]
 ) -> None:
     with frames:
         while True:
             try:
-                frame = await _next_frame(socket)
+                frame = await next_frame(socket)
             except ServerUnreachable:
                 return
             if isinstance(frame, SignalFrame | Withdrawn):
                 await frames.send(frame)
 
 
-async def _send_heartbeats(socket: Channel) -> None:
-    while True:
-        await trio.sleep(ROOT_HEARTBEAT_INTERVAL)
-        try:
-            await socket.send_soon(encode_bootstrap(Heartbeat()))
-        except trio.BrokenResourceError:
-            return  # the reader meets the same, and decides
-
-
 async def _gather_requests(
-    frames: trio.MemoryReceiveChannel[SignalFrame | Withdrawn | Role]
+    frames: trio.MemoryReceiveChannel[RootFrame]
     | trio.MemoryReceiveChannel[SignalFrame | Withdrawn],
     requests: trio.MemorySendChannel[Request],
 ) -> None:

@@ -179,7 +179,7 @@ class BootstrapService(ClusterMember):
         try:
             with connection.life:
                 async with open_background_nursery() as nursery:
-                    nursery.start_soon(connection.write)
+                    connection.write_in(nursery)
                     await self._read(client, connection, silence_timeout)
             is_cancelled = False
         finally:

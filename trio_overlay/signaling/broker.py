@@ -85,7 +85,7 @@ class BrokerService(LocalPeers):
         try:
             with connection.life:
                 async with open_background_nursery() as nursery:
-                    nursery.start_soon(connection.write)
+                    connection.write_in(nursery)
                     await self._read(member, connection)
         finally:
             del self._connections[member]

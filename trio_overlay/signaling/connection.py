@@ -37,11 +37,13 @@ class ClientConnection:
         self.life = trio.CancelScope()
         """Around all tasks of this connection; has a deadline once it is being closed."""
         self.closed = trio.Event()
+        """Set when it has been closed after `close_nowait`."""
         self._max_queued_bytes = max_queued_bytes
         self._queue: deque[str] = deque()
         self._queued_bytes = 0
         self._close_reason: str | None = None
-        self._writer = trio.lowlevel.ParkingLot()
+        self._nursery: trio.Nursery | None = None
+        self._is_writing = False
         self._frames = frames
         self._bytes = bytes_
 
@@ -70,14 +72,19 @@ class ClientConnection:
             return
         self._queue.append(text)
         self._queued_bytes += len(text)
-        self._writer.unpark()
+        self._write_if_needed()
 
     def close_nowait(self, reason: str) -> None:
         """Close, after what is already queued, or when `CLOSE_TIMEOUT` has passed."""
         if self._close_reason is None:
             self._close_reason = reason
             self.life.deadline = trio.current_time() + CLOSE_TIMEOUT
-            self._writer.unpark()
+            self._write_if_needed()
+
+    def write_in(self, nursery: trio.Nursery) -> None:
+        """What cannot be said at once is said by a task of this background nursery."""
+        self._nursery = nursery
+        self._write_if_needed()
 
     def _send_at_once(self, text: str) -> bool:
         """Say *text* if that need not wait; whether it is done with."""
@@ -95,22 +102,32 @@ class ClientConnection:
         # This client's limit is lower than the sender's was.
         logger.info("a frame for %s is dropped: %s", self.name, error)
 
-    async def write(self) -> None:
+    def _write_if_needed(self) -> None:
+        if (
+            (self._queue or self._close_reason is not None)
+            and not self._is_writing
+            and self._nursery is not None
+            and not self._nursery.cancel_scope.cancel_called
+        ):
+            self._is_writing = True
+            self._nursery.start_soon(self._write)
+
+    async def _write(self) -> None:
         try:
-            while True:
-                if self._queue:
-                    text = self._queue.popleft()
-                    try:
-                        await self.channel.send(text)
-                    except MessageTooLarge as error:
-                        self._drop(error)
-                    self._queued_bytes -= len(text)
-                elif self._close_reason is not None:
-                    await self.channel.aclose(self._close_reason)
-                    return
-                else:
-                    await self._writer.park()
+            # Cancelled, this would close without a word what the server closes with one.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while self._queue:
+                text = self._queue.popleft()
+                try:
+                    await self.channel.send(text)
+                except MessageTooLarge as error:
+                    self._drop(error)
+                self._queued_bytes -= len(text)
+            if self._close_reason is not None:
+                await self.channel.aclose(self._close_reason)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the reader meets the same
         finally:
-            self.closed.set()
+            self._is_writing = False
+            if self._close_reason is not None:
+                self.closed.set()

@@ -8,6 +8,9 @@ give up is the caller's, by a cancel scope.
 from __future__ import annotations
 
 import abc
+from collections import deque
+from collections.abc import Callable
+from typing import NoReturn
 
 import trio
 
@@ -27,9 +30,16 @@ class Road(abc.ABC):
         OutcomeError: the other end cannot be reached by this road any more.
         """
 
+    def send_nowait(self, signal: Signal) -> None:  # noqa: ARG002 - others need it
+        """As `send`, on a road that is not busy; some roads always may be.
+
+        trio.WouldBlock: it cannot be done at once; nothing was sent.
+        """
+        raise trio.WouldBlock
+
     @abc.abstractmethod
-    async def receive(self) -> Signal:
-        """The other end's next signal; waits for one, for ever if no more will come.
+    async def deliver_to(self, take: Callable[[Signal], object]) -> NoReturn:
+        """Call *take*, which never waits, with each signal of the other end, until cancelled.
 
         OutcomeError: the other end has given up, or turned us down.
         """
@@ -42,30 +52,37 @@ async def shake_hands(peer: PeerConnection, road: Road) -> Channel:
     """
     failures: list[OverlayError] = []
     channel: Channel | None = None
+    waiting: deque[Signal] = deque()
+
+    def say(signal: Signal) -> None:
+        if not waiting:
+            try:
+                road.send_nowait(signal)
+                return
+            except trio.WouldBlock:
+                nursery.start_soon(carry_out)
+        waiting.append(signal)
 
     async def carry_out() -> None:
         try:
-            while True:
-                await road.send(await peer.next_signal())
-        except trio.EndOfChannel:
-            return
+            while waiting:
+                await road.send(waiting[0])
+                waiting.popleft()
         except OverlayError as error:
             failures.append(error)
             nursery.cancel_scope.cancel()
 
     async def carry_in() -> None:
         try:
-            while True:
-                peer.signal_nowait(await road.receive())
+            await road.deliver_to(peer.signal_nowait)
         except OverlayError as error:
             failures.append(error)
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(carry_out)
         nursery.start_soon(carry_in)
         try:
-            channel = await peer.connected()
+            channel = await peer.connect(say)
         except OverlayError as error:
             failures.append(error)
         nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import trio
 
@@ -57,18 +58,19 @@ class PushedRoad(Road):
     async def send(self, signal: Signal) -> None:
         await self._carry(signal)
 
-    async def receive(self) -> Signal:
-        arrived = await self._signals.receive()
-        if isinstance(arrived, OutcomeError):
-            raise arrived
-        return arrived
+    async def deliver_to(self, take: Callable[[Signal], object]) -> NoReturn:
+        while True:
+            arrived = await self._signals.receive()
+            if isinstance(arrived, OutcomeError):
+                raise arrived
+            take(arrived)
 
     def deliver(self, signal: Signal) -> None:
         """The other end said *signal*; more than `MAX_SIGNALS` that wait are dropped."""
         self._push(signal)
 
     def fail(self, error: OutcomeError) -> None:
-        """The other end has given up, or cannot be reached: `receive` raises *error*."""
+        """The other end has given up, or cannot be reached: *error* leaves `deliver_to`."""
         self._push(error)
 
     def _push(self, item: Signal | OutcomeError) -> None:

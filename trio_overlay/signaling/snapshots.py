@@ -53,9 +53,10 @@ class Answering:
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
         """By the ids of the askers."""
+        self._count_refusals = 0
 
-    async def take(self, frame: AskSnapshot | Withdrawn) -> None:
-        """The server has said *frame*; waits at most for the socket."""
+    def take(self, frame: AskSnapshot | Withdrawn) -> None:
+        """The server has said *frame*."""
         origin = frame.origin
         if origin is None:
             return
@@ -63,10 +64,17 @@ class Answering:
             if origin in self._scopes:
                 self._scopes[origin].cancel()
         elif len(self._scopes) >= MAX_QUESTIONS:
-            await self._say(Refused(f"the root works on {MAX_QUESTIONS} such questions", origin))
+            # A server that asks faster than it reads gets no more answers than that.
+            if self._count_refusals < MAX_QUESTIONS:
+                self._count_refusals += 1
+                self._nursery.start_soon(self._refuse, origin)
         elif origin not in self._scopes:
             self._scopes[origin] = trio.CancelScope()
             self._nursery.start_soon(self._answer, origin, frame.timeout)
+
+    async def _refuse(self, origin: str) -> None:
+        await self._say(Refused(f"the root works on {MAX_QUESTIONS} such questions", origin))
+        self._count_refusals -= 1
 
     async def _answer(self, origin: str, timeout: float) -> None:
         with self._scopes[origin]:
