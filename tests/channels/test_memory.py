@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.garbage import no_garbage_collection
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.memory import MemoryChannel, frame_size, memory_channel_pair
 from trio_overlay.errors import MessageTooLarge
@@ -334,3 +336,14 @@ def test_frames_are_counted_in_bytes_of_utf8_and_nothing_else_is_a_frame() -> No
     ]  # fmt: skip
     with pytest.raises(TypeError, match="bytearray"):
         frame_size(bytearray(b"no"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_ends_that_are_both_closed_are_freed_at_once(is_first: bool) -> None:
+    with no_garbage_collection():
+        ends = memory_channel_pair()
+        references = [weakref.ref(end) for end in ends]
+        for end in ends if is_first else reversed(ends):
+            await end.aclose()
+        del ends, end
+        assert [reference() for reference in references] == [None, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -10,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.garbage import no_garbage_collection
 from tests.world import AUTHORITY, SECRET, World, open_world
 from trio_overlay.errors import (
     JoinRefused,
@@ -74,6 +76,26 @@ async def test_joiner_becomes_a_child_and_both_are_told(autojump_clock: MockCloc
         assert isinstance(event, ChildClose)
         assert "left" in event.reason
         assert root.children_count == 0
+
+
+@pytest.mark.parametrize("ending", ["leaves", "crashes"])
+async def test_channel_that_has_ended_is_freed_at_once(
+    autojump_clock: MockClock, ending: str
+) -> None:
+    with no_garbage_collection():
+        async with open_world() as world, AsyncExitStack() as stack:
+            root = await enter_root(world, stack)
+            async with world.node("a") as node:
+                await node.join()
+                await until(lambda: root.children_count)
+                reference = weakref.ref(next(iter(root.children.values())))
+                if ending == "crashes":
+                    world.network.crash("a")
+                    await until(lambda: root.children_count == 0, 60)
+            await trio.sleep(60)
+            past_events(root)
+            assert root.children_count == 0
+            assert reference() is None
 
 
 async def test_data_travels_both_ways_in_order_with_its_channel(autojump_clock: MockClock) -> None:

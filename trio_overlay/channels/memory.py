@@ -94,7 +94,7 @@ class MemoryChannel(Channel):
 
     @property
     def other_end(self) -> MemoryChannel:
-        """The end that receives what this one sends."""
+        """The end that receives what this one sends; once both are closed, some other channel."""
         return self._other
 
     @property
@@ -195,12 +195,13 @@ class MemoryChannel(Channel):
             self._reason = reason or "closed at this end"
         self._arrived.clear()
         self._wake_all()
-        if not was_open:
-            return
-        if self._wire is None:
+        if was_open and self._wire is None:
             self._other._closed_there(reason)
-        else:
+        elif was_open and self._wire is not None:
             self._wire(partial(self._other._closed_there, reason), None)
+        if self._other._state == "closed here":
+            # Nothing passes any more. Two that hold each other are only freed when Python looks.
+            self._other._other = self._other = _NOBODY
 
     def kill(self, reason: str = "the connection was lost") -> None:
         """Break both ends at once, as when a cable is cut and both notice.
@@ -330,3 +331,8 @@ def frame_size(value: Frame) -> int:
     if isinstance(value, bytes):
         return len(value)
     raise TypeError(f"a frame is str or bytes, not {type(value).__name__}")
+
+
+_NOBODY = MemoryChannel(0, 0, 0, None)
+"""The other end of those that have none any more."""
+_NOBODY._state = "closed here"

@@ -36,7 +36,8 @@ class _BackgroundNursery(AbstractAsyncContextManager[trio.Nursery]):
         try:
             return await self._manager.__aexit__(kind, body_error, trace)
         except BaseExceptionGroup as group:
-            _, failures = group.split(trio.Cancelled)
+            # Only this part: the other, kept here, would keep this frame and be kept by it.
+            failures = group.split(trio.Cancelled)[1]
             if failures is None:
                 raise  # nothing but Cancelled: whoever cancelled us takes it out of the group
             if body_error is not None and failures.exceptions == (body_error,):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,7 +66,8 @@ class Connection:
         """What the other peer understands beyond linkup; empty for linkup's own."""
         self.attempt = attempt
         self._channel = channel
-        self._messages = Substream(messages, lambda message: message.connection is self)
+        itself = weakref.ref(self)  # or Python would have to look for cycles to free it
+        self._messages = Substream(messages, lambda message: message.connection is itself())
         self._unread = 0
         self._has_room = trio.Event()
         self._scope = trio.CancelScope()

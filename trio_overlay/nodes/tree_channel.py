@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -136,7 +137,8 @@ class TreeChannel:
         """When the signs of life are seen to."""
         self._on_frame = on_frame
         self._on_cast = on_cast
-        self._messages = Substream(messages, lambda message: message.channel is self)
+        itself = weakref.ref(self)  # or Python would have to look for cycles to free it
+        self._messages = Substream(messages, lambda message: message.channel is itself())
         self._unread = 0  # bytes in the streams, ours and the node's
         self._read = 0  # bytes read that the neighbour was not told of yet
         self._on_the_way = 0  # bytes sent that the neighbour has not said it read
@@ -315,7 +317,8 @@ class TreeChannel:
         """Close, and let `run` return; the first *reason* given is the one that counts."""
         if self._close_reason is None:
             self._close_reason = reason
-            self._failure = failure
+            # Its traceback is of this class's own frames, and they refer to this channel.
+            self._failure = None if failure is None else failure.with_traceback(None)
             if self._nursery is not None:
                 self._nursery.cancel_scope.cancel()
             self._may_send.set()
@@ -475,7 +478,12 @@ class TreeChannel:
         return True
 
     def _write_if_posted(self) -> None:
-        if self._posted and not self._is_writing and self._nursery is not None:
+        if (
+            self._posted
+            and not self._is_writing
+            and self._nursery is not None
+            and not self._nursery.cancel_scope.cancel_called
+        ):
             self._is_writing = True
             self._nursery.start_soon(self._write_posted)
 

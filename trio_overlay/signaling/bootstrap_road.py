@@ -123,7 +123,7 @@ class BootstrapRoad(Road):
                 with trio.move_on_after(HELLO_GRACE):
                     self._first_frame = await next_frame(self.socket)
             if isinstance(self._first_frame, Hello):
-                await self.socket.send(encode_bootstrap(farewell))
+                await self.socket.send_soon(encode_bootstrap(farewell))
         except (OverlayError, trio.BrokenResourceError):
             pass
 

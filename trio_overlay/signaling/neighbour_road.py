@@ -36,7 +36,7 @@ class NeighbourRoad:
         self._say = say
         self._inbox = SignalInbox()
         self._shaking: trio.CancelScope | None = None
-        self._failure: ConnectionFailed | None = None
+        self._failure: str | None = None
 
     def deliver(self, signal: Signal) -> None:
         """The other end said *signal*."""
@@ -46,7 +46,7 @@ class NeighbourRoad:
         """The other end has said its last: it *is connected*, or has given up."""
         self.ended.set()
         if not is_connected and self._failure is None:
-            self._failure = ConnectionFailed(reason)
+            self._failure = reason
             if self._shaking is not None:
                 self._shaking.cancel()
 
@@ -65,7 +65,7 @@ class NeighbourRoad:
         with scope:
             return await peer.connect(self._say)
         if self._failure is not None:
-            raise self._failure
+            raise ConnectionFailed(self._failure)
         return None
 
 
