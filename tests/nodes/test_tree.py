@@ -98,6 +98,28 @@ async def test_channel_that_has_ended_is_freed_at_once(
             assert reference() is None
 
 
+@pytest.mark.parametrize("seconds", [2.5, 60])
+async def test_who_was_held_up_itself_misses_no_neighbour(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    """As a laptop that was closed: what has come meanwhile is read after the clock was."""
+    async with open_world(latency=0.05) as world, AsyncExitStack() as stack:
+        root = await enter_root(world, stack, max_degree=1)
+        upper = await enter_child(world, stack, "upper", max_degree=1)
+        lower = await enter_child(world, stack, "lower")
+        parents = upper.parent, lower.parent
+        for node in (root, upper, lower):
+            past_events(node)
+        for _ in range(20):
+            await trio.sleep(0.83)
+            autojump_clock.jump(seconds)
+        await trio.sleep(10)
+        assert [past_events(node) for node in (root, upper, lower)] == [[], [], []]
+        assert (upper.parent, lower.parent) == parents
+        world.network.crash("upper", noticed_after=60)
+        await until(lambda: lower.parent not in (None, parents[1]), 10)
+
+
 async def test_data_travels_both_ways_in_order_with_its_channel(autojump_clock: MockClock) -> None:
     async with open_world() as world, AsyncExitStack() as stack:
         root = await enter_root(world, stack)

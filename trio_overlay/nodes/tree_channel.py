@@ -363,6 +363,10 @@ class TreeChannel:
         """
         now = self._timeline.now()
         pace = self._heartbeat
+        if self._next_look is not None:
+            # What has come while this program was held up may not have been read yet: the silence
+            # of that time is none of the neighbour's.
+            self._heard_at = min(now, self._heard_at + now - self._next_look.at)
         if now >= self._heard_at + pace.timeout:
             reason = f"no sign of life for {pace.timeout:g} s"
             self.end(reason, ConnectionFailed(reason))
