@@ -441,6 +441,7 @@ class VirtualWorld(BlockContext):
         """Cancel what the node *name* tries."""
         for scope in self._list_tries(name):
             scope.cancel()
+            self.look_in(MAX_LATENESS)
 
     def list_busy(self) -> list[str]:
         """Those who try something now, oldest first."""
