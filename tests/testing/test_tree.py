@@ -204,6 +204,22 @@ def test_a_withdrawal_that_cannot_get_through_is_no_mistake(
     replay(f"{CHAIN_OF_TWO}; n3 joins at 4 s; n3 withdraws at 4.3 s; {trouble} at 4.4 s")
 
 
+def test_an_orphan_that_tells_nobody_below_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It notices that it has no parent after five seconds."""
+    story = f"{CHAIN_OF_TWO}; n1 loses root,server at 4 s; time passes at 10 s; time passes at 30 s"
+    replay(story)
+    post = TreeChannel.post
+
+    def say_nothing_of_it(channel: TreeChannel, frame: TreeFrame, text: str | None = None) -> None:
+        if not isinstance(frame, Descend) or frame.descent.path:
+            post(channel, frame, text)
+
+    monkeypatch.setattr(TreeChannel, "post", say_nothing_of_it)
+    with pytest.raises(AssertionError, match=r"n2 believes .*, and its parent n1 \(\), for 2 s"):
+        replay(story)
+    replay(story.replace("n1 loses root", "n1 loses n2,root"))
+
+
 def test_a_cycle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """An orphan asks its own child for a place, which does not know that it has lost its way up."""
     story = "max_degree=1; n1 joins at 0 s; n2 joins at 2 s; root crashes at 4 s"

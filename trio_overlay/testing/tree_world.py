@@ -102,6 +102,8 @@ class TreeWorld(VirtualWorld):
         self._searched_at = float("-inf")
         self._too_late: deque[float] = deque(maxlen=100)
         """When those withdrew who were connected, and had told the server that they were."""
+        self._behind: dict[tuple[str, TreeChannel, tuple[str, ...]], float] = {}
+        """Who does not stand where it should by the path of its parent, and since when."""
         self._withdrawals: deque[Withdrawal] = deque()
         """Those of which not all must have heard yet, oldest first."""
         self.nodes: dict[str, TreeNode] = {}
@@ -366,11 +368,33 @@ class TreeWorld(VirtualWorld):
                 name = parents[name]
             # Every walk ends at a root, or where an earlier one has been.
             assert seen.get(name) != begins_at, f"a cycle, of which {name} is one: {parents}"
+        self._check_paths(parents)
         for child, parent in parents.items():
             below, above = self.nodes[child]._ancestry, self.nodes[parent]._ancestry
             assert below.number <= above.number, (
                 f"{child} has the number {below.number}, and its parent {parent} {above.number}"
             )
+
+    def _check_paths(self, parents: Mapping[str, str]) -> None:
+        """Each node stands below its parent, or is cut off as that is, but for what is on its way.
+
+        *parents* are those that have confirmed their children.
+        """
+        now = trio.current_time()
+        behind: dict[tuple[str, TreeChannel, tuple[str, ...]], float] = {}
+        for name, parent in parents.items():
+            node, path = self.nodes[name], self.nodes[parent].path
+            if node.path == ((*path, node.id) if path else ()):
+                continue
+            assert node.parent is not None
+            key = name, node.parent, path
+            since = behind[key] = self._behind.get(key, now)
+            if since == now:
+                self.look_in(MAX_LATENESS)
+            assert now < since + MAX_LATENESS or not self.could_hear_each_other(
+                {name, parent}, since - MAX_LATENESS
+            ), f"{name} believes {node.path}, and its parent {parent} {path}, for {now - since:g} s"
+        self._behind = behind
 
     def check_settled(self) -> None:
         assert self.is_settled(), (
