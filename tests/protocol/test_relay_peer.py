@@ -211,17 +211,23 @@ def test_every_message_arrives_once_among_peers_that_met_at_one(seed: int, count
         assert indices == set(one.neighbours.indices)
 
 
+def net_that_grew(everybody: list[PeerId], policy: Policy) -> Net:
+    """One after the other has come, by somebody who was there."""
+    net = Net()
+    for number, peer in enumerate(everybody):
+        net.add(peer, policy)
+        if number:
+            net.link(peer, everybody[number // 2])
+            net.settle()
+    return net
+
+
 def test_connections_are_spread_over_the_buckets_and_the_originals_are_not() -> None:
     rng = random.Random(3)
     everybody = [random_peer_id(rng) for _ in range(50)]
     depths = {}
     for name, policy in {"ours": Policy(), "original": ORIGINAL}.items():
-        net = Net()
-        for number, peer in enumerate(everybody):
-            net.add(peer, policy)
-            if number:
-                net.link(peer, everybody[number // 2])
-                net.settle()
+        net = net_that_grew(everybody, policy)
         net.pass_time(30)
         lacking = 0
         for one in net.peers.values():
@@ -258,12 +264,7 @@ def test_fewer_copies_than_the_original_arrive_as_well() -> None:
     moved = {}
     few = Policy(near=3, spread=1)  # or nobody would be farther than two hops
     for name, policy in {"ours": few, "original": replace(few, relay_copies=2)}.items():
-        net = Net()
-        for number, peer in enumerate(everybody):
-            net.add(peer, policy)
-            if number:
-                net.link(peer, everybody[number // 2])
-                net.settle()
+        net = net_that_grew(everybody, policy)
         net.pass_time(15)
         net.moved.clear()
         for number in range(100):

@@ -15,7 +15,6 @@ from tests.protocol.test_switchboard_cluster import SILENCE, TAGS, Sent, Town
 from trio_overlay.protocol.bootstrap import (
     SNAPSHOT,
     AskSnapshot,
-    BootstrapFrame,
     Hello,
     Refused,
     Registration,
@@ -175,17 +174,7 @@ class AskedTown(Town):
         return asker
 
     def asks(self, asker: Asker, timeout: float = 8.0) -> Sent:
-        return self.client_says(asker, AskSnapshot(timeout))
-
-    def client_says(self, client: Asker | Root, said: BootstrapFrame) -> Sent:
-        board = self._board_of(client)
-        self.act(board, board.receive(self.now, client, said))
-        return self.take()
-
-    def client_goes(self, client: Asker | Root) -> Sent:
-        board = self._board_of(client)
-        self.act(board, board.leave(self.now, client))
-        return self.take()
+        return self.says(asker, AskSnapshot(timeout))
 
 
 def test_a_question_at_one_server_reaches_the_root_at_another() -> None:
@@ -194,12 +183,12 @@ def test_a_question_at_one_server_reaches_the_root_at_another() -> None:
     asker, gone = town.asker("a"), town.asker("c")
     assert town.asks(asker) == [(root, AskSnapshot(8.0, asker.identifier))]
     for said in (part(asker, is_last=False), part(asker)):
-        assert town.client_says(root, said) == [(asker, said)]
-    assert town.client_says(root, part(asker)) == []
-    assert town.client_goes(asker) == []
+        assert town.says(root, said) == [(asker, said)]
+    assert town.says(root, part(asker)) == []
+    assert town.leaves(asker) == []
     town.asks(gone)
-    assert town.client_goes(gone) == [(root, Withdrawn(gone.identifier, "it has gone"))]
-    assert town.client_says(root, part(gone)) == []
+    assert town.leaves(gone) == [(root, Withdrawn(gone.identifier, "it has gone"))]
+    assert town.says(root, part(gone)) == []
 
 
 def test_an_old_root_at_another_server_never_gets_the_question() -> None:
@@ -221,7 +210,7 @@ def test_a_root_that_is_lost_at_another_server_is_no_answer(how: str) -> None:
     match how:
         case "leaves":
             town.asks(asker)
-            told = town.client_goes(root)
+            told = town.leaves(root)
         case "leaves meanwhile":
             town.act(board, board.receive(town.now, asker, AskSnapshot(8)))
             town["b"].leave(town.now, root)
@@ -318,7 +307,7 @@ class AnyAsking(RuleBasedStateMachine):
     def root_goes(self, data: st.DataObject) -> None:
         root = data.draw(st.sampled_from(self.roots))
         self.roots.remove(root)
-        self.check(self.town.client_goes(root))
+        self.check(self.town.leaves(root))
 
     @rule(name=st.sampled_from("abc"))
     def asker_comes(self, name: str) -> None:
@@ -340,7 +329,7 @@ class AnyAsking(RuleBasedStateMachine):
     def asker_goes(self, data: st.DataObject) -> None:
         asker = data.draw(st.sampled_from(list(self.open)))
         del self.open[asker]
-        self.check(self.town.client_goes(asker))
+        self.check(self.town.leaves(asker))
 
     @precondition(lambda self: self.asked and self.roots)
     @rule(data=st.data(), is_last=st.booleans())
@@ -349,7 +338,7 @@ class AnyAsking(RuleBasedStateMachine):
         for root in self.roots:
             if id(root) in self.asked[origin]:
                 said = SnapshotPart(origin, NODES, 0, is_last)
-                self.check(self.town.client_says(root, said))
+                self.check(self.town.says(root, said))
 
     @rule(name=st.sampled_from("abc"))
     def server_loses_or_finds_the_others(self, name: str) -> None:

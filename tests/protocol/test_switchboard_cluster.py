@@ -138,12 +138,12 @@ class Town:
         assert tag_of(prospect.identifier) == TAGS[name]
         return prospect
 
-    def says(self, client: Prospect, said: BootstrapFrame) -> Sent:
+    def says(self, client: Client, said: BootstrapFrame) -> Sent:
         board = self._board_of(client)
         self.act(board, board.receive(self.now, client, said))
         return self.take()
 
-    def leaves(self, client: Prospect | Root) -> Sent:
+    def leaves(self, client: Client) -> Sent:
         board = self._board_of(client)
         self.act(board, board.leave(self.now, client))
         return self.take()
