@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.garbage import no_garbage_collection
 from trio_overlay.channels.channel import Frame
 from trio_overlay.channels.memory import MemoryChannel, frame_size, memory_channel_pair
 from trio_overlay.errors import MessageTooLarge
+from trio_overlay.simulation.collector import no_collector
 
 
 async def received(channel: MemoryChannel) -> list[str | bytes]:
@@ -340,7 +340,7 @@ def test_frames_are_counted_in_bytes_of_utf8_and_nothing_else_is_a_frame() -> No
 
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_ends_that_are_both_closed_are_freed_at_once(is_first: bool) -> None:
-    with no_garbage_collection():
+    with no_collector():
         ends = memory_channel_pair()
         references = [weakref.ref(end) for end in ends]
         for end in ends if is_first else reversed(ends):

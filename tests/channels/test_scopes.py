@@ -7,8 +7,8 @@ import weakref
 import pytest
 import trio
 
-from tests.garbage import no_garbage_collection
 from trio_overlay.channels.scopes import open_background_nursery
+from trio_overlay.simulation.collector import no_collector
 
 
 async def fail(error: Exception) -> None:
@@ -58,7 +58,7 @@ async def test_what_a_cancelled_body_had_is_freed_at_once() -> None:
                 scope.cancel()
                 await trio.sleep_forever()
 
-    with no_garbage_collection():
+    with no_collector():
         thing = Thing()
         reference = weakref.ref(thing)
         await serve(thing)

@@ -11,7 +11,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.garbage import no_garbage_collection
 from tests.world import AUTHORITY, SECRET, World, open_world
 from trio_overlay.errors import (
     JoinRefused,
@@ -32,6 +31,7 @@ from trio_overlay.nodes.tree_events import (
     ParentConnect,
 )
 from trio_overlay.protocol.json import encode_json
+from trio_overlay.simulation.collector import no_collector
 
 
 async def until(condition: Callable[[], object], seconds: float = 5) -> None:
@@ -82,7 +82,7 @@ async def test_joiner_becomes_a_child_and_both_are_told(autojump_clock: MockCloc
 async def test_channel_that_has_ended_is_freed_at_once(
     autojump_clock: MockClock, ending: str
 ) -> None:
-    with no_garbage_collection():
+    with no_collector():
         async with open_world() as world, AsyncExitStack() as stack:
             root = await enter_root(world, stack)
             async with world.node("a") as node:
