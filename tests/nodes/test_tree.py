@@ -99,8 +99,8 @@ async def test_channel_that_has_ended_is_freed_at_once(
 
 
 @pytest.mark.parametrize("seconds", [2.5, 60])
-async def test_who_was_held_up_itself_misses_no_neighbour(
-    seconds: float, autojump_clock: MockClock
+async def test_who_was_held_up_itself_misses_nobody(
+    seconds: float, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a laptop that was closed: what has come meanwhile is read after the clock was."""
     async with open_world(latency=0.05) as world, AsyncExitStack() as stack:
@@ -116,6 +116,7 @@ async def test_who_was_held_up_itself_misses_no_neighbour(
         await trio.sleep(10)
         assert [past_events(node) for node in (root, upper, lower)] == [[], [], []]
         assert (upper.parent, lower.parent) == parents
+        assert caplog.messages == [], "nor does the server miss the root, nor the root the server"
         world.network.crash("upper", noticed_after=60)
         await until(lambda: lower.parent not in (None, parents[1]), 10)
 

@@ -196,8 +196,11 @@ class BootstrapService(ClusterMember):
     ) -> None:
         """Take in what *client* says, until its connection has ended, or is silent for too long."""
         patience = trio.CancelScope(deadline=trio.current_time() + silence_timeout)
+        is_last_chance = False
 
         def take(text: Frame) -> None:
+            nonlocal is_last_chance
+            is_last_chance = False
             now = trio.current_time()
             patience.deadline = now + silence_timeout
             try:
@@ -214,8 +217,16 @@ class BootstrapService(ClusterMember):
             self._act(actions)
 
         try:
-            with patience:
-                await connection.channel.deliver_to(take)
+            while True:
+                with patience:
+                    await connection.channel.deliver_to(take)
+                now = trio.current_time()
+                late = now - patience.deadline
+                if is_last_chance or late <= 0:
+                    break
+                # This server was held up itself, and may not have read what has come meanwhile.
+                is_last_chance = True
+                patience = trio.CancelScope(deadline=now + late)
         except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
             return
         if connection.is_closing:

@@ -136,6 +136,8 @@ class _Served:
         self._patience = ROLE_TIMEOUT
         """Seconds of silence after which the server has no roles to give, or is gone."""
         self._next_look: Appointment | None = None
+        self._is_last_chance = False
+        """Whether that look is the last, if nothing is heard until then."""
 
     async def run(self) -> None:
         """Take in what the server says, until it is gone or silent for too long."""
@@ -153,6 +155,7 @@ class _Served:
 
     def _take(self, frame: BootstrapFrame) -> None:
         self._heard_at = trio.current_time()
+        self._is_last_chance = False
         match frame:
             case Hello():
                 self._patience = OUR_SILENCE_TIMEOUT
@@ -188,8 +191,14 @@ class _Served:
 
     def _look(self) -> None:
         """See whether the server is silent for too long, and again when it may be."""
-        self._next_look = None
-        if trio.current_time() >= self._heard_at + self._patience:
+        look, self._next_look = self._next_look, None
+        now = trio.current_time()
+        if now >= self._heard_at + self._patience:
+            if look is not None and now > look.at and not self._is_last_chance:
+                # This program was held up, and may not have read what has come meanwhile.
+                self._is_last_chance = True
+                self._next_look = self._timeline.after(now - look.at, self._look)
+                return
             if self._has_role:
                 logger.warning("the server has been silent for %g s", self._patience)
                 self._reading.cancel()
