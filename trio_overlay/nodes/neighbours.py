@@ -152,7 +152,8 @@ async def open_neighbours(
     and its connection closed when it was silent for the timeout. Without a *heartbeat*, and where
     one of the originals is the neighbour, only the network notices (aiortc after 30 s).
 
-    Leaving the context says farewell and closes everything that was opened, at once.
+    Leaving the context says farewell and closes everything that was opened, at once, but for what
+    was sent and still arrives over a slow network: that gets up to ten seconds.
 
     ValueError: a timeout not above 0, *max_attempts* less than 1, a *heartbeat* whose interval is
     not above 0 and below its timeout, or *pid* or *peer* not 1 to 250 characters long.

@@ -149,7 +149,8 @@ async def open_relay(
     special addresses; *allow_private_addresses* has those dialled, too, as peers on one machine or
     in one home need it. The bootstrap URLs are yours, and always dialled.
 
-    Leaving the context closes everything that was opened, at once.
+    Leaving the context closes everything that was opened, at once, but for what was sent and still
+    arrives over a slow network: that gets up to ten seconds.
 
     UsageError: *id* is none, or another than the identity's; a URL is no WebSocket's; an identity
     needs ``cryptography``, which is not installed.

@@ -118,9 +118,10 @@ async def open_tree_node(
     A full node passes requests on to where the shallowest free place below it is; *place_rule*
     gives another rule, such as the original's, `hash_place`.
 
-    Leaving the context leaves the tree and closes everything that was opened, at once; its
-    children then find other parents by themselves. `TreeNode.aclose` hands them over before, and
-    takes up to *leave_timeout* seconds for it.
+    Leaving the context leaves the tree and closes everything that was opened, at once, but for
+    what was sent and still arrives over a slow network: that gets up to ten seconds. Its children
+    then find other parents by themselves. `TreeNode.aclose` hands them over before, and takes up
+    to *leave_timeout* seconds for it.
 
     ValueError: *max_degree* is less than 1, or *request_timeout* not above 0.
     UsageError: *bootstrap* is no address of a server.
