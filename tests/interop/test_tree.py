@@ -20,6 +20,7 @@ from trio_overlay.nodes.tree import TreeNode, open_tree_node
 from trio_overlay.nodes.tree_channel import TreeChannel
 from trio_overlay.nodes.tree_events import ChildClose, ChildConnect
 from trio_overlay.nodes.tree_snapshots import ask_tree_snapshot
+from trio_overlay.signaling.server import SignalingServer
 
 pytestmark = [*runs_originals, pytest.mark.webrtc]
 
@@ -162,7 +163,13 @@ OURS = [f"our{number}" for number in range(9)]
 
 
 @pytest.mark.parametrize("variant", [(), ("--simple-peer", "9", "--no-trickle")], ids=" ".join)
-async def test_originals_under_our_root(variant: tuple[str, ...]) -> None:
+async def test_originals_under_our_root(
+    variant: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long an answer takes, down there: until then the server keeps what comes after offers.
+    defaults = SignalingServer.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "hold_timeout", PATIENCE)
     async with open_mixed_tree(variant=variant) as tree:
         await tree.plant("our root")
         await tree.grow(*ORIGINALS)
