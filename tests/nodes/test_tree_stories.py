@@ -41,6 +41,36 @@ def test_pulls_that_reached_nobody_do_not_delay_those_that_would() -> None:
     )
 
 
+def test_a_request_that_comes_by_another_way_once_more_is_counted() -> None:
+    """A node that has moved may get a request of its new parent that it had of the former. It did
+    not count that one as seen, and the parent took a place below it for taken for ever."""
+    replay(
+        """
+        seed=215 max_degree=2
+        n1 joins at 0 s
+        n2 joins at 0 s
+        n3 joins at 0 s
+        n4 joins at 0 s
+        n5 joins at 0 s
+        n4 leaves at 1 s
+        n6 joins at 1 s
+        n7 joins at 1 s
+        n8 joins at 1 s
+        n9 joins at 1 s
+        n10 joins at 1 s
+        n11 joins at 1 s
+        n12 joins at 1.9 s
+        n13 joins at 1.9 s
+        n14 joins at 2.4 s
+        n15 joins at 2.4 s
+        n16 joins at 2.4 s
+        n3 leaves at 3.4 s
+        n10 leaves at 5.4 s
+        n5 leaves at 6.1 s
+        """
+    )
+
+
 def test_nobody_waits_to_be_introduced_by_a_parent_that_is_gone() -> None:
     """A node whose standby connection had ended waited up to 15 s until it would ask its parent for
     another one, and did so although the parent was gone."""

@@ -378,3 +378,16 @@ TestBranchMachine = BranchMachine.TestCase
 def test_every_origin_has_a_place(origin: str, node_id: int, max_degree: int) -> None:
     branch: Branch[str] = Branch(node_id, max_degree)
     assert 0 <= hash_place(branch, origin) < max_degree
+
+
+def test_a_request_that_was_here_before_is_seen_when_the_parent_brings_it() -> None:
+    branch: Branch[str] = Branch(1, 1)
+    branch.take("a", "offer", is_offer=True, brought=[1])
+    branch.connect("a")
+    branch.take("b", "offer", is_offer=True, brought=[1])
+    branch.meet_parent(branch.view)
+    branch.take("b", "offer", is_offer=True, brought=[1])
+    assert branch.is_surprising
+    report = branch.report()
+    assert report is not None
+    assert report[1] == 1

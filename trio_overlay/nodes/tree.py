@@ -463,7 +463,7 @@ class TreeNode(TreeMessages):
                 # From a parent left lately only the rest of what it began to pass on.
                 if neighbour is self.parent or self._branch.knows(request.origin):
                     self._roads.note_request(neighbour, request)
-                    self._take_request(request)
+                    self._take_request(request, is_from_parent=neighbour is self.parent)
             case Withdraw(origin, reason) if is_above:
                 self._take_withdrawal(origin, reason)
             case RoadRequest() | RoadSignal() | RoadEnd():

@@ -262,9 +262,14 @@ class Branch(Generic[FrameT]):
         *parent* is nothing that the parent can know of.
         """
         place = self._holders.get(origin)
+        request = self._requests.get(origin)
+        if is_offer and is_from_parent and (place is not None or request is not None):
+            # It was here before, by another way, and the parent counts it all the same.
+            self.is_surprising = True
+            if self.belief is not None:
+                self.belief.see(brought)
         if place is not None:
             return HAND_OVER if isinstance(self._places[place], str) else IS_CHILD
-        request = self._requests.get(origin)
         if request is not None:
             return self._take_later(request, frame, size)
         if not is_offer:
