@@ -69,3 +69,15 @@ def test_a_peer_that_answers_nobody_is_found(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Peer, "_take_offer", lambda *_: None)
     with pytest.raises(AssertionError, match="n1 cannot call n2"):
         replay("n1 joins at 0 s; n2 joins at 0 s; n1 calls n2 at 2 s", BrokerWorld)
+
+
+def test_a_peer_that_gives_up_and_does_not_say_so_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = "n1 joins at 0 s; n2 joins at 0 s; n1 calls n2 at 2 s; n1 gives_up at 2.25 s"
+    replay(f"{story}; time passes at 60 s", BrokerWorld)
+
+    async def say_nothing(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Peer, "_end_attempt", say_nothing)
+    with pytest.raises(AssertionError, match="n2 answers n1, which has given up 2 s ago"):
+        replay(f"{story}; time passes at 60 s", BrokerWorld)

@@ -27,7 +27,8 @@ class Harmless(Peaceful):
     """Nobody leaves or gives up: `SamplingWorld` then checks that all are one network."""
 
     max_nodes = 6
-    leave = crash = withdraw = think_better = None  # type: ignore[assignment]  # no rules here
+    # No rules here.
+    leave = crash = withdraw = join_and_withdraw = think_better = None  # type: ignore[assignment]
 
 
 TestSampling = Troubled.TestCase

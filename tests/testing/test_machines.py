@@ -15,6 +15,7 @@ from trio_overlay.nodes.neighbours import ArcOpen, Neighbours
 from trio_overlay.nodes.peer import Peer
 from trio_overlay.nodes.relay import Relay
 from trio_overlay.nodes.streams import Stream
+from trio_overlay.testing.broker import BrokerMachine
 from trio_overlay.testing.broker_world import BrokerWorld
 from trio_overlay.testing.machine import StoryMachine
 from trio_overlay.testing.neighbours_world import NeighboursWorld
@@ -201,6 +202,15 @@ def test_arcs_come_up_as_far_as_faults_let_them(fault: str, healed: str, reached
     world = replay(f"{THREE}; {fault} at 3 s; {tries}", Watched)
     assert isinstance(world, Watched)
     assert world.neighbours == reached
+
+
+def test_what_was_just_begun_may_be_given_up_on_its_way() -> None:
+    with begun("broker") as machine:
+        assert isinstance(machine, BrokerMachine)
+        machine.call_each_other(0.0, 0, 1, is_mutual=False, given_up_after=0.25)
+        machine.call_each_other(0.0, 1, 2, is_mutual=False, given_up_after=None)
+        last = [str(step).partition(" at ")[0] for step in machine.story.steps[-3:]]
+        assert last == ["n1 calls n2", "n1 gives_up", "n2 calls n3"]
 
 
 def test_a_call_may_be_given_up_and_made_again() -> None:

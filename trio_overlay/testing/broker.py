@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from trio_overlay.testing.broker_world import BrokerWorld
-from trio_overlay.testing.machine import StoryMachine, pauses, picks
+from trio_overlay.testing.machine import StoryMachine, pauses, picks, second_thoughts
 
 
 class BrokerMachine(StoryMachine[BrokerWorld]):
@@ -36,13 +36,22 @@ class BrokerMachine(StoryMachine[BrokerWorld]):
         self.tell_newcomer("takes", wanted, pause=pause)
 
     @precondition(lambda self: len(self.names) > 1)
-    @rule(pause=pauses, pick=picks, other=picks, is_mutual=st.booleans())
-    def call_each_other(self, pause: float, pick: int, other: int, is_mutual: bool) -> None:
+    @rule(
+        pause=pauses,
+        pick=picks,
+        other=picks,
+        is_mutual=st.booleans(),
+        given_up_after=second_thoughts,
+    )
+    def call_each_other(
+        self, pause: float, pick: int, other: int, is_mutual: bool, given_up_after: float | None
+    ) -> None:
         """One says something to another, or two do to each other at the same moment."""
         one, two = self.names[pick % len(self.names)], self.names[other % len(self.names)]
         self.tell(one, "calls", two, pause=pause)
         if is_mutual:
             self.tell(two, "calls", one)
+        self.tell_second_thoughts(one, given_up_after)
 
     @precondition(lambda self: len(self.names) > 1)
     @rule(pause=pauses, pick=picks, other=picks)

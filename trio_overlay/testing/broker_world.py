@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 
 import trio
 
@@ -17,10 +18,27 @@ from trio_overlay.testing.history import History
 from trio_overlay.testing.overhearing import Overheard, as_told, content_of, is_told
 from trio_overlay.testing.signaling import AUTHORITY
 from trio_overlay.testing.story import Step
-from trio_overlay.testing.world import FAULTS, SERVER, SETTLE_TIMEOUT, Life, VirtualWorld
+from trio_overlay.testing.world import (
+    FAULTS,
+    MAX_LATENESS,
+    SERVER,
+    SETTLE_TIMEOUT,
+    Life,
+    VirtualWorld,
+)
 
 REGISTRATION_TIMEOUT = 40.0
 """Seconds for a dial and an answer, at the most; longer than any attempt to connect takes."""
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """An attempt at a connection: what the world remembers of it."""
+
+    caller: Peer
+    seen_at: float
+    over_since: float = math.inf
+    """When it was first seen to be over at its own end, and not at the other."""
 
 
 class BrokerWorld(VirtualWorld):
@@ -40,6 +58,8 @@ class BrokerWorld(VirtualWorld):
         self._hung_up_at = -math.inf
         self._fault_at = -math.inf
         self._wanted: dict[str, str] = {}
+        self._calls: dict[str, _Call] = {}
+        """The attempts that go on at one end, by their keys."""
         self._mistaken: list[str] = []
         """What has come to somebody for whom it was not, or from somebody else."""
 
@@ -95,8 +115,13 @@ class BrokerWorld(VirtualWorld):
         """
         await trio.sleep_forever()
 
+    def give_up(self, name: str) -> None:
+        self._note_calls()
+        super().give_up(name)
+
     def check(self) -> None:
         self.check_lives()
+        self._check_answers()
         assert not self._mistaken, "; ".join(self._mistaken)
         holders = self.signaling.server._broker.registrations._holders
         for identifier, holder in holders.items():
@@ -109,6 +134,45 @@ class BrokerWorld(VirtualWorld):
                     f"{peer.id} is connected to {far_peer.id}, and takes it for {other}, "
                     f"which takes it for {far_other}"
                 )
+
+    def _check_answers(self) -> None:
+        """Nobody answers who has given up, once it must have been told; in the calm."""
+        self._note_calls()
+        for peer in self.peers.values():
+            for attempt in peer._attempts.values():
+                call = self._calls.get(attempt.key or "")
+                if call is not None and not attempt.is_initiator and not attempt.ended.is_set():
+                    self._check_answer(peer, call, attempt.key)
+
+    def _check_answer(self, peer: Peer, call: _Call, key: str | None) -> None:
+        now, caller = trio.current_time(), call.caller
+        connection = caller.connections.get(peer.id)
+        if _calls(caller, peer.id, key) or (connection is not None and connection.attempt == key):
+            call.over_since = math.inf
+        elif call.over_since == math.inf:
+            call.over_since = now
+            self.look_in(MAX_LATENESS)
+        is_excused = (
+            self.has_faults
+            or self._fault_at >= call.seen_at - SETTLE_TIMEOUT
+            or caller not in self.peers.values()
+            or not (caller.is_registered and peer.is_registered)
+        )
+        assert now < call.over_since + MAX_LATENESS or is_excused, (
+            f"{peer.id} answers {caller.id}, which has given up {now - call.over_since:g} s ago"
+        )
+
+    def _note_calls(self) -> None:
+        """Remember who has begun what goes on at either end."""
+        calls: dict[str, _Call] = {}
+        for peer in self.peers.values():
+            for attempt in peer._attempts.values():
+                key = attempt.key or ""
+                if key in self._calls:
+                    calls[key] = self._calls[key]
+                elif attempt.is_initiator:
+                    calls[key] = _Call(peer, trio.current_time())
+        self._calls = calls
 
     def check_quiet(self) -> None:
         ends = self._ends()
@@ -191,6 +255,11 @@ class BrokerWorld(VirtualWorld):
                 self.count_heard += 1
 
         peer.messages = Overheard(peer.messages, hear, lambda message: is_told(message.data))
+
+
+def _calls(caller: Peer, other: str, key: str | None) -> bool:
+    attempt = caller._attempts.get(other)
+    return attempt is not None and attempt.key == key and not attempt.ended.is_set()
 
 
 def _end_of(connection: Connection) -> MemoryChannel:

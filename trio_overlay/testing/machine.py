@@ -26,6 +26,8 @@ pauses = st.integers(0, 20).map(lambda tenths: tenths / 10)
 """Seconds between two steps. A join takes about half of one, so steps often meet a join."""
 short_pauses = st.integers(0, 12).map(lambda twentieths: twentieths / 20)
 """A handshake takes half a second, so that steps often meet one on its way."""
+second_thoughts = st.none() | short_pauses
+"""Seconds after which somebody gives up what it has begun; None for never."""
 picks = st.integers(0, 29)
 """Which of those that there are, counted round and round."""
 groups = st.lists(picks, min_size=1, max_size=6)
@@ -119,6 +121,15 @@ class StoryMachine(RuleBasedStateMachine, Generic[WorldT]):
         """As `tell`, of somebody new, who gets the next name."""
         self._count_names += 1
         self.tell(f"n{self._count_names}", verb, whom, pause=pause)
+
+    def tell_second_thoughts(self, who: str, after: float | None) -> None:
+        """Give up what was told of *who* last, *after* so many seconds; not if that is None.
+
+        What is begun is over within a second or so. If only `think_better` gave it up, few stories
+        would have that in the middle of it.
+        """
+        if after is not None and who in self.world.list_busy():
+            self.tell(who, "gives_up", pause=after)
 
     def call(self, command: Callable[[WorldT], Awaitable[T]]) -> T:
         """Let the run go on until *command*, given the world, has returned."""

@@ -19,7 +19,7 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from trio_overlay.testing.arcs import ArcsMachine
 from trio_overlay.testing.arcs_world import GATE
-from trio_overlay.testing.machine import picks, short_pauses
+from trio_overlay.testing.machine import picks, second_thoughts, short_pauses
 from trio_overlay.testing.neighbours_world import NeighboursWorld
 
 
@@ -42,12 +42,13 @@ class NeighboursMachine(ArcsMachine[NeighboursWorld]):
         self.begin_arcs({"seed": seed, "loss": loss}, count)
 
     @precondition(lambda self: self.names)
-    @rule(pause=short_pauses, pick=picks, other=picks)
-    def reach(self, pause: float, pick: int, other: int) -> None:
+    @rule(pause=short_pauses, pick=picks, other=picks, given_up_after=second_thoughts)
+    def reach(self, pause: float, pick: int, other: int, given_up_after: float | None) -> None:
         """Somebody opens an arc to somebody, known to it or not; the application helps."""
         who = self._pick(pick)
         everybody = [GATE, *self.names]
         self.tell(who, "reaches", everybody[other % len(everybody)], pause=pause)
+        self.tell_second_thoughts(who, given_up_after)
 
     @precondition(lambda self: self._list_linked())
     @rule(

@@ -17,7 +17,13 @@ from collections.abc import Callable, Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
-from trio_overlay.testing.machine import StoryMachine, pauses, picks, short_pauses
+from trio_overlay.testing.machine import (
+    StoryMachine,
+    pauses,
+    picks,
+    second_thoughts,
+    short_pauses,
+)
 from trio_overlay.testing.relay_world import HUB, RelayWorld
 
 
@@ -48,14 +54,24 @@ class RelayMachine(StoryMachine[RelayWorld]):
         other=picks,
         verb=st.sampled_from(["tells", "assures", "assures", "connects", "lets_go"]),
         count=st.integers(1, 3),
+        given_up_after=second_thoughts,
     )
-    def talk(self, pause: float, pick: int, other: int, verb: str, count: int) -> None:
+    def talk(
+        self,
+        pause: float,
+        pick: int,
+        other: int,
+        verb: str,
+        count: int,
+        given_up_after: float | None,
+    ) -> None:
         """Somebody does something that another may hear of."""
         who = self.names[pick % len(self.names)]
         everybody = [HUB, *self.names]
         for index in range(count):
             whom = everybody[(other + index) % len(everybody)]
             self.tell(who, verb, whom, pause=0.0 if index else pause)
+        self.tell_second_thoughts(who, given_up_after)
 
     @precondition(lambda self: self.has_faults)
     @rule(pause=pauses)
