@@ -464,11 +464,18 @@ class TreeWorld(VirtualWorld):
         )
 
     def is_at_rest(self) -> bool:
-        # Who was not introduced to a standby asks again every ten seconds or so, over a road; and
-        # an application may broadcast now and then.
-        return not any(
+        # Who was not introduced to a standby asks again every ten seconds or so, over a road; an
+        # application may broadcast now and then; and a report goes up hop by hop.
+        if any(
             len(node._roads) or not node._casts.outboxes.is_settled for node in self.nodes.values()
-        )
+        ):
+            return False
+        try:
+            for child, parent in self.parents().items():
+                self._check_belief(parent, child)
+        except AssertionError:
+            return False
+        return True
 
     def _count_roots(self) -> int:
         return sum(node.is_root or node.stands_by for node in self.nodes.values())
